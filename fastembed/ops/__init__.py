@@ -1,0 +1,15 @@
+"""The ops: one file per family, with contract, checks, plain reference and dispatch."""
+
+from .crops import crop_origins, gather_crops, pool_crops
+from .quantize import Percentile, ZScore, percentile_bounds, percentile_quantize, zscore_quantize
+
+__all__ = [
+    "Percentile",
+    "ZScore",
+    "crop_origins",
+    "gather_crops",
+    "percentile_bounds",
+    "percentile_quantize",
+    "pool_crops",
+    "zscore_quantize",
+]

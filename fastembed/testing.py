@@ -1,0 +1,263 @@
+"""One table for tests and benchmarks: each op with its inputs, oracle, tolerance and bytes.
+
+Oracles are plain NumPy and never call the library. A test compares every backend with the
+oracle; a benchmark times a backend only on inputs where that comparison holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import ops
+
+# The ramp of the z-score cases: five channels, typical of CPJUMP1 intensities.
+MEAN = (2302.6, 2262.1, 4284.0, 2382.8, 1496.6)
+STD = (2389.3, 2974.2, 6384.3, 3640.1, 3056.3)
+IMAGENET_MEAN = (0.485, 0.456, 0.406, 0.449, 0.449)
+IMAGENET_STD = (0.229, 0.224, 0.225, 0.226, 0.226)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op on one kind of input.
+
+    Attributes:
+        op: its name; `backends` are looked up under `family` and `kernels`.
+        make: (dtype, height, width, seed) -> the op's arguments.
+        run: (arguments, backend) -> result, a NumPy array or torch tensor.
+        oracle: arguments -> the expected NumPy array (bfloat16 as float32).
+        bytes_moved: arguments -> fewest bytes read plus written.
+        dtypes: input dtypes that it is defined for.
+        tolerance: largest relative difference; 0 is bit-exact.
+    """
+
+    op: str
+    family: str
+    kernels: tuple[str, ...]
+    make: Callable[[str, int, int, int], dict]
+    run: Callable[[dict, str | None], object]
+    oracle: Callable[[dict], np.ndarray]
+    bytes_moved: Callable[[dict], int]
+    dtypes: tuple[str, ...]
+    tolerance: float = 0.0
+
+
+def microscopy(dtype: str, height: int, width: int, seed: int, channels: int = 5) -> np.ndarray:
+    """Log-normal background with bright spots, [C, H, W]: the histogram of a stained plate."""
+    rng = np.random.default_rng(seed)
+    image = rng.lognormal(6.0, 0.7, (channels, height, width))
+    image *= 1 + 4 * (rng.random(image.shape) > 0.98)
+    if dtype == "uint8":
+        image = image / 40
+    top = 1e9 if dtype == "float32" else np.iinfo(dtype).max
+    return np.minimum(image, top).astype(dtype)
+
+
+def oracle_bounds(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Percentiles by a full sort and NumPy 2.4's "linear" rule, written out: [C, 2]."""
+    bounds = np.empty((len(image), 2), dtype=np.float32)
+    for channel, row in zip(image, bounds, strict=True):
+        values = np.sort(channel.astype(np.float32), axis=None)
+        for side, q in enumerate((low, high)):
+            position = (values.size - 1) * (q / 100)
+            k = min(int(np.floor(position)), values.size - 1)
+            t = position - k
+            a, b = values[k], values[min(k + 1, values.size - 1)]
+            gap = b - a
+            row[side] = a + gap * np.float32(t) if t < 0.5 else b - gap * np.float32(1 - t)
+    return bounds
+
+
+def oracle_ramp(image: np.ndarray, low: float = 1.0, high: float = 99.0) -> np.ndarray:
+    """The ramps of the percentile rule: (shift, scale, lo, hi, span) per channel, [C, 5]."""
+    lo, hi = oracle_bounds(image, low, high).T
+    return np.stack([np.zeros_like(lo), np.ones_like(lo), lo, hi, hi - lo], axis=1)
+
+
+def oracle_percentile_levels(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Clip, scale, round to even in float32; a constant channel is a step: [C, H, W] uint8."""
+    levels = np.empty(image.shape, dtype=np.uint8)
+    for c, (lo, hi) in enumerate(oracle_bounds(image, low, high)):
+        x = image[c].astype(np.float32)
+        if hi <= lo:
+            levels[c] = np.where(x > lo, 255, 0)
+        else:
+            levels[c] = np.rint((np.clip(x, lo, hi) - lo) / (hi - lo) * np.float32(255))
+    return levels
+
+
+def oracle_zscore_levels(
+    image: np.ndarray, mean: Iterable[float], std: Iterable[float], clamp_z: float
+) -> np.ndarray:
+    levels = np.empty(image.shape, dtype=np.uint8)
+    clamp = np.float32(clamp_z)
+    for c, (m, s) in enumerate(zip(mean, std, strict=True)):
+        s = np.float32(1.0 if np.float32(s) <= np.float32(1e-6) else s)
+        z = np.clip((image[c].astype(np.float32) - np.float32(m)) / s, -clamp, clamp)
+        levels[c] = np.rint((z + clamp) / (np.float32(2) * clamp) * np.float32(255))
+    return levels
+
+
+def oracle_crops(
+    levels: np.ndarray, origins: np.ndarray, size: int, mean: tuple, std: tuple, dtype: str
+) -> np.ndarray:
+    """Slice, / 255, - mean, / std in float32, one cast: [N, C, size, size]."""
+    mean = np.asarray(mean, dtype=np.float32)[:, None, None]
+    std = np.asarray(std, dtype=np.float32)[:, None, None]
+    crops = np.stack([levels[:, y : y + size, x : x + size] for y, x in origins])
+    values = (crops.astype(np.float32) / np.float32(255) - mean) / std
+    return round_to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def oracle_pool(features: np.ndarray, mode: str, l2_normalize: bool, dtype: str) -> np.ndarray:
+    """Sum over axis 1 / N, or max, in float32; the norm in float64: [S, D]."""
+    features = features.astype(np.float32)
+    if mode == "avg":
+        pooled = np.add.reduce(features, axis=1) / np.float32(features.shape[1])
+    else:
+        pooled = features.max(axis=1)
+    if l2_normalize:
+        norm = np.sqrt((pooled.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+        pooled = (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
+    return round_to_bfloat16(pooled) if dtype == "bfloat16" else pooled.astype(dtype)
+
+
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 rounded half to even to bfloat16, still as float32. For finite values."""
+    bits = values.astype(np.float32).view(np.uint32)
+    bits = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def as_numpy(result: object) -> np.ndarray:
+    """A result as NumPy, bfloat16 widened to float32, for comparison with an oracle."""
+    if isinstance(result, torch.Tensor):
+        result = result.float() if result.dtype == torch.bfloat16 else result
+        return result.cpu().numpy()
+    return result
+
+
+def _image(dtype: str, height: int, width: int, seed: int) -> dict:
+    return {"image": microscopy(dtype, height, width, seed)}
+
+
+def _crops(output: str) -> Callable[[str, int, int, int], dict]:
+    def make(dtype: str, height: int, width: int, seed: int) -> dict:
+        size = min(224, height, width)
+        image = microscopy(dtype, height, width, seed)
+        origins = ops.crop_origins((height, width), 4, size, seed, "case")
+        return {
+            "image": image,
+            "origins": origins,
+            "size": size,
+            "ramp": oracle_ramp(image),
+            "dtype": output,
+        }
+
+    return make
+
+
+def _run_gather(arguments: dict, backend: str | None) -> torch.Tensor:
+    return ops.gather_crops(
+        torch.from_numpy(arguments["image"]),
+        torch.from_numpy(arguments["origins"]),
+        arguments["size"],
+        quantize=torch.from_numpy(arguments["ramp"]),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        dtype=getattr(torch, arguments["dtype"]),
+        backend=backend,
+    )
+
+
+def _oracle_gather(arguments: dict) -> np.ndarray:
+    return oracle_crops(
+        oracle_percentile_levels(arguments["image"], 1.0, 99.0),
+        arguments["origins"],
+        arguments["size"],
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        arguments["dtype"],
+    )
+
+
+def _features(dtype: str, height: int, width: int, seed: int) -> dict:
+    """[S, N, D] from the same four numbers: D = height, S = width, four crops."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((width, 4, height)).astype(np.float32)
+    return {"features": torch.from_numpy(values).to(getattr(torch, dtype)), "dtype": dtype}
+
+
+def _pool_case(mode: str, l2_normalize: bool) -> Case:
+    return Case(
+        op=f"pool_crops[{mode}{'-l2' if l2_normalize else ''}]",
+        family="crops",
+        kernels=("pool_crops",),
+        make=_features,
+        run=lambda a, backend: ops.pool_crops(
+            a["features"], mode, l2_normalize=l2_normalize, backend=backend
+        ),
+        oracle=lambda a: oracle_pool(as_numpy(a["features"]), mode, l2_normalize, a["dtype"]),
+        bytes_moved=lambda a: a["features"].nbytes * 5 // 4,
+        dtypes=("float32", "bfloat16", "float16"),
+        tolerance=1e-6 if l2_normalize else 0.0,
+    )
+
+
+INTENSITIES = ("uint8", "uint16", "float32")
+
+CASES = (
+    Case(
+        op="percentile_bounds",
+        family="quantize",
+        kernels=("percentile_bounds",),
+        make=_image,
+        run=lambda a, backend: ops.percentile_bounds(a["image"], backend=backend),
+        oracle=lambda a: oracle_bounds(a["image"], 1.0, 99.0),
+        bytes_moved=lambda a: a["image"].nbytes,
+        dtypes=INTENSITIES,
+    ),
+    Case(
+        op="percentile_quantize",
+        family="quantize",
+        kernels=("percentile_bounds", "quantize"),
+        make=_image,
+        run=lambda a, backend: ops.percentile_quantize(a["image"], backend=backend),
+        oracle=lambda a: oracle_percentile_levels(a["image"], 1.0, 99.0),
+        bytes_moved=lambda a: 2 * a["image"].nbytes + a["image"].size,
+        dtypes=INTENSITIES,
+    ),
+    Case(
+        op="zscore_quantize",
+        family="quantize",
+        kernels=("quantize",),
+        make=_image,
+        run=lambda a, backend: ops.zscore_quantize(a["image"], MEAN, STD, 3.0, backend=backend),
+        oracle=lambda a: oracle_zscore_levels(a["image"], MEAN, STD, 3.0),
+        bytes_moved=lambda a: a["image"].nbytes + a["image"].size,
+        dtypes=INTENSITIES,
+    ),
+    *(
+        Case(
+            op=f"gather_crops[{output}]",
+            family="crops",
+            kernels=("gather_crops",),
+            make=_crops(output),
+            run=_run_gather,
+            oracle=_oracle_gather,
+            bytes_moved=lambda a: (
+                len(a["origins"])
+                * len(a["image"])
+                * a["size"] ** 2
+                * (a["image"].itemsize + getattr(torch, a["dtype"]).itemsize)
+            ),
+            dtypes=INTENSITIES,
+        )
+        for output in ("float32", "bfloat16", "float16")
+    ),
+    *(_pool_case(mode, l2) for mode in ("avg", "max") for l2 in (False, True)),
+)
