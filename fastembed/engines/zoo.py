@@ -1,0 +1,296 @@
+"""The models an engine can be made of: `KIND:NAME` to a backbone with weights and statistics."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import dino
+from .channels import inflate_conv
+from .dino_yaml import read_dino_yaml
+from .hub import fetch_file
+from .weights import load_state, randomize, read_weights
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SAT493M = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+
+
+@dataclass
+class Backbone:
+    """A loaded model: its functions, its dimensions and the statistics it was trained with.
+
+    `tokens` maps [B, C, size, size] to post-norm tokens [B, T, D], `pooled` to [B, D]. `tokens` is
+    None where a model has no final norm on its tokens. `mean` and `std` are for 0..1 input, or None
+    where the checkpoint does not say.
+    """
+
+    module: nn.Module
+    tokens: Callable[[Tensor], Tensor] | None
+    pooled: Callable[[Tensor], Tensor]
+    conv: nn.Conv2d
+    dim: int
+    prefix_tokens: int
+    class_token: bool
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    interpolation: str
+    weights_id: str
+    architecture: str
+
+    @property
+    def patch_size(self) -> int:
+        return self.conv.kernel_size[0]
+
+
+def build(spec: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+    """The backbone named by `spec` with its weights, in float32 on the CPU.
+
+    Raises ValueError for an unknown kind or name, weights that do not fit, or a size that is not a
+    multiple of the patch; ImportError naming the extra to install.
+    """
+    kind, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise ValueError(
+            f"spec must be KIND:NAME with KIND one of {', '.join(KINDS)}, got {spec!r}"
+        )
+    if kind not in KINDS:
+        raise ValueError(unknown("kind of model", kind, KINDS))
+    if not (weights is None or isinstance(weights, (str, Path))):
+        raise TypeError(f"weights must be None, a path or 'random', got {type(weights).__name__}")
+    if weights == "random":
+        warnings.warn(
+            f"{spec}: RANDOM weights (seed {seed}); the embeddings mean nothing, use this for "
+            "plumbing and speed only",
+            stacklevel=3,
+        )
+    # Construction draws initial values; the caller's generators stay as they were.
+    with torch.random.fork_rng(devices=[]):
+        return KINDS[kind](name, weights, size, seed)
+
+
+def unknown(what: str, given: str, valid: Iterable[str], show: int = 40) -> str:
+    """The message for a name that is not among `valid`: close matches, then the valid ones."""
+    valid = list(valid)
+    close = difflib.get_close_matches(given, valid, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    more = ", .." if len(valid) > show else ""
+    return f"unknown {what} {given!r}{hint} (valid: {', '.join(valid[:show])}{more})"
+
+
+def check_size(size: int, patch: int) -> None:
+    """Raises ValueError naming the nearest valid sizes unless `size` is a multiple of `patch`."""
+    if size % patch or size < patch:
+        below = size // patch * patch
+        nearest = f"{below} or {below + patch}" if below else str(patch)
+        raise ValueError(
+            f"size must be a multiple of the patch size {patch}, got {size}; the nearest are "
+            f"{nearest}"
+        )
+
+
+def timm_backbone(model: nn.Module, **facts) -> Backbone:
+    """A timm ViT as a backbone."""
+    final_norm = not isinstance(getattr(model, "norm", None), (nn.Identity, type(None)))
+    return Backbone(
+        module=model,
+        tokens=model.forward_features if final_norm else None,
+        pooled=lambda x: model.forward_head(model.forward_features(x), pre_logits=True),
+        conv=model.patch_embed.proj,
+        dim=model.num_features,
+        prefix_tokens=model.num_prefix_tokens,
+        class_token=getattr(model, "cls_token", None) is not None,
+        **facts,
+    )
+
+
+def statistics(label: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that a published DINO checkpoint was trained with, told by its name."""
+    return SAT493M if "sat493m" in label.lower() else IMAGENET
+
+
+def require_path(kind: str, name: str, weights: str | Path | None) -> str | Path:
+    """`weights`, which these kinds cannot fetch themselves."""
+    if weights is None:
+        raise ValueError(
+            f"{kind}:{name} needs weights=PATH, the .pth file as its authors publish it (or "
+            "weights='random' for plumbing)"
+        )
+    return weights
+
+
+def _dinov3(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+    if name.endswith((".yaml", ".yml")):
+        arch, mean, std = read_dino_yaml(name)
+    elif name in dino.DINOV3:
+        arch = dino.DINOV3[name]
+        mean, std = statistics(Path(weights or "").name)
+    else:
+        raise ValueError(unknown("dinov3 model", name, [*dino.DINOV3, "/path/to/config.yaml"]))
+    weights = require_path("dinov3", name, weights)
+    check_size(size, arch.patch_size)
+
+    if weights == "random":
+        model = dino.build_dinov3(arch, size)
+        randomize(model, seed)
+        weights_id = f"random:{seed}"
+    else:
+        state, weights_id = read_weights(weights)
+        state, periods = dino.convert_dinov3(state, arch)
+        published = not name.endswith((".yaml", ".yml"))
+        stored = replace(arch, in_chans=_stored_channels(state, arch, published))
+        _check_storage_tokens(state, arch, weights)
+        model = dino.build_dinov3(stored, size)
+        load_state(model, state, weights)
+        dino.set_rope(model, arch, size // arch.patch_size, periods)
+        if not published and stored.in_chans != arch.in_chans:
+            inflate_conv(model.patch_embed.proj, arch.in_chans)
+    digest = hashlib.sha256(json.dumps(asdict(arch), sort_keys=True).encode()).hexdigest()
+    return timm_backbone(
+        model,
+        mean=mean,
+        std=std,
+        interpolation="bilinear",
+        weights_id=weights_id,
+        architecture=f"dinov3-{digest[:16]}",
+    )
+
+
+def _stored_channels(state: dict[str, Tensor], arch: dino.DinoArch, published: bool) -> int:
+    """The file's input channels: any for a published name, RGB or its own for a configuration."""
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is None or kernel.ndim != 4:
+        return arch.in_chans  # the strict load names it
+    channels = kernel.shape[1]
+    if published or channels in (3, arch.in_chans):
+        return channels
+    raise ValueError(
+        f"the checkpoint takes {channels} channels, the configuration says in_chans {arch.in_chans}"
+    )
+
+
+def _check_storage_tokens(state: dict[str, Tensor], arch: dino.DinoArch, source: object) -> None:
+    # The training code loads without strictness and would run the model without its registers.
+    found = state["reg_token"].shape[1] if "reg_token" in state else 0
+    if found != arch.storage_tokens:
+        raise ValueError(
+            f"{source} has {found} storage tokens and the model {arch.storage_tokens}; set "
+            f"n_storage_tokens: {found} in the configuration (the published names have 4; another "
+            "checkpoint is loaded as dinov3:/path/to/config.yaml)"
+        )
+
+
+def _dinov2(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+    if name not in dino.DINOV2:
+        raise ValueError(unknown("dinov2 model", name, dino.DINOV2))
+    weights = require_path("dinov2", name, weights)
+    check_size(size, 14)
+    if weights == "random":
+        model = dino.build_dinov2(name, size, 3)
+        randomize(model, seed)
+        weights_id = f"random:{seed}"
+    else:
+        state, weights_id = read_weights(weights)
+        state = dino.convert_dinov2(state, dino.DINOV2[name][1], size // 14)
+        kernel = state.get("patch_embed.proj.weight")
+        model = dino.build_dinov2(
+            name, size, kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3
+        )
+        load_state(model, state, weights)
+    return timm_backbone(
+        model,
+        mean=IMAGENET[0],
+        std=IMAGENET[1],
+        interpolation="bicubic",
+        weights_id=weights_id,
+        architecture=f"dinov2-{name}",
+    )
+
+
+def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise ValueError(unknown("timm model", architecture, timm.list_models("vit*"), show=12))
+    tags = [m.partition(".")[2] for m in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(unknown(f"weights tag of timm model {architecture}", tag, tags))
+    patch = _timm_patch(architecture)
+    if patch is None:
+        raise ValueError(
+            f"timm:{name} is not a ViT with patch tokens; engines take ViT-like models only"
+        )
+    check_size(size, patch)
+    options = {"img_size": size, "num_classes": 0}
+    if "dinov3" in architecture:
+        # The authors pool the class token; timm's own default is the patch mean. One input size is
+        # all an engine has, so the rotation table is made once.
+        options |= {"global_pool": "token", "dynamic_img_size": False}
+    config = timm.get_pretrained_cfg(name) if tag or tags else None
+
+    state, weights_id = None, f"random:{seed}"
+    if weights != "random":
+        if weights is None:
+            if config is None or not config.hf_hub_id:
+                raise ValueError(
+                    f"timm:{name} has no published weights on the hub; pass weights=PATH or "
+                    "weights='random'"
+                )
+            weights = fetch_file(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
+        state, weights_id = read_weights(weights)
+        if any(
+            k.endswith(("rope_embed.periods", ".bias_mask")) or k == "storage_tokens" for k in state
+        ):
+            raise ValueError(
+                f"{weights} is in its authors' layout, not timm's; load it as dinov3:NAME"
+            )
+        kernel = state.get("patch_embed.proj.weight")
+        if kernel is not None and kernel.ndim == 4:
+            options["in_chans"] = kernel.shape[1]
+    model = timm.create_model(architecture, **options)
+    if state is None:
+        randomize(model, seed)
+    else:
+        # timm's own filter of this family resamples the position table to this size.
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        state = convert(state, model) if convert else state
+        state = {k: v for k, v in state.items() if not k.startswith("head.")}
+        load_state(model, state, weights)
+    return timm_backbone(
+        model,
+        mean=tuple(config.mean) if config else None,
+        std=tuple(config.std) if config else None,
+        interpolation=config.interpolation if config else "bicubic",
+        weights_id=weights_id,
+        architecture=architecture,
+    )
+
+
+def _timm_patch(architecture: str) -> int | None:
+    import timm
+
+    # Built without memory or arithmetic, to learn the patch size before the size is fixed.
+    with torch.device("meta"):
+        probe = timm.create_model(architecture, num_classes=0)
+    conv = getattr(getattr(probe, "patch_embed", None), "proj", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(probe, "num_prefix_tokens"):
+        return None
+    return conv.kernel_size[0]
+
+
+def _transformers(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+    from .huggingface import build_transformers
+
+    return build_transformers(name, weights, size, seed)
+
+
+KINDS = {"transformers": _transformers, "timm": _timm, "dinov3": _dinov3, "dinov2": _dinov2}

@@ -1,0 +1,174 @@
+"""Which samples are done: a sample is done when its row is committed here.
+
+Both indexes hold ``image_embeddings``: the embedding's path and the sample's text_id. They
+never hold a path twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .database import DBConfig, database_error, get_db_connection, import_psycopg2
+from .records import Item
+
+EMBEDDING_TABLE = "image_embeddings"
+
+
+class Tsv:
+    """``image_embeddings.tsv`` in the output folder: embedding_path, text_id, tensor_path.
+
+    Paths of embeddings are relative to the folder, so the folder can be moved. Any number of
+    processes (shards) may append; a finished run leaves the rows sorted, so that one run and
+    the union of shards give the same bytes.
+    """
+
+    columns = ("embedding_path", "text_id", "tensor_path")
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder).resolve() / f"{EMBEDDING_TABLE}.tsv"
+
+    def open(self) -> set[str]:
+        """Names of the samples that are committed. A torn last line is cut off."""
+        with self._locked():
+            if not self.path.exists():
+                self._replace([])
+            data = self.path.read_bytes()
+            if not data.endswith(b"\n"):
+                os.truncate(self.path, data.rfind(b"\n") + 1)
+            return {Path(row[0]).stem for row in self._rows()}
+
+    def commit(self, items: Sequence[Item]) -> None:
+        """Adds rows: all on disk when this returns."""
+        text = io.StringIO()
+        writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
+        writer.writerows(self._row(item) for item in items)
+        with self._locked(), self.path.open("ab") as stream:
+            stream.write(text.getvalue().encode())
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def remove(self, names: set[str]) -> None:
+        """Drops the rows of these samples."""
+        with self._locked():
+            self._replace([row for row in self._rows() if Path(row[0]).stem not in names])
+
+    def close(self) -> None:
+        with self._locked():
+            self._replace(sorted({tuple(row) for row in self._rows()}))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def _row(self, item: Item) -> tuple:
+        return f"{item.name}.npy", item.fields["text_id"], item.path
+
+    def _rows(self) -> list[list[str]]:
+        with self.path.open(encoding="utf-8", newline="") as stream:
+            return list(csv.reader(stream, dialect="excel-tab"))[1:]
+
+    def _replace(self, rows: Sequence[Sequence[str]]) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.writer(stream, dialect="excel-tab", lineterminator="\n")
+            writer.writerow(self.columns)
+            writer.writerows(rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self.path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time; the lock ends with its process, however it ends."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+class Postgres:
+    """Table ``image_embeddings(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)``.
+
+    Created if it is missing, then with a unique index on embedding_path. A table that exists
+    without one gets no duplicate either: rows are inserted where their path is not there,
+    under a lock. Paths are absolute. Rows of other folders are left alone.
+
+    Raises:
+        DatabaseError: the server cannot be reached or refuses; the run can be repeated.
+    """
+
+    def __init__(self, config: DBConfig, folder: str | Path, table: str = EMBEDDING_TABLE) -> None:
+        self.config = config
+        self.table = table
+        self.prefix = f"{Path(folder).resolve()}/"
+        self._connection = None
+
+    def open(self) -> set[str]:
+        """Names of the samples that are committed with a path in this folder."""
+        self._connection = get_db_connection(self.config)
+        with self._transaction() as cursor:
+            cursor.execute("SELECT to_regclass(%s)", (self.table,))
+            if cursor.fetchone()[0] is None:
+                self._execute(
+                    cursor,
+                    "CREATE TABLE {table} "
+                    "(id SERIAL PRIMARY KEY, embedding_path TEXT NOT NULL, text_id INTEGER)",
+                )
+                self._execute(cursor, "CREATE UNIQUE INDEX ON {table} (embedding_path)")
+            self._execute(
+                cursor,
+                "SELECT embedding_path FROM {table} WHERE starts_with(embedding_path, %s)",
+                (self.prefix,),
+            )
+            return {Path(path).stem for (path,) in cursor}
+
+    def commit(self, items: Sequence[Item]) -> None:
+        """Adds rows in one transaction: all committed when this returns."""
+        paths = [f"{self.prefix}{item.name}.npy" for item in items]
+        texts = [item.fields["text_id"] for item in items]
+        with self._transaction() as cursor:
+            self._execute(
+                cursor,
+                "INSERT INTO {table} (embedding_path, text_id) "
+                "SELECT path, text FROM unnest(%s::text[], %s::integer[]) AS new(path, text) "
+                "WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE embedding_path = path)",
+                (paths, texts),
+            )
+
+    def remove(self, names: set[str]) -> None:
+        """Drops the rows of these samples."""
+        paths = [f"{self.prefix}{name}.npy" for name in names]
+        with self._transaction() as cursor:
+            self._execute(
+                cursor, "DELETE FROM {table} WHERE embedding_path = ANY(%s)", (paths,)
+            )
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def __str__(self) -> str:
+        return f"{self.config} {self.table}"
+
+    def _execute(self, cursor, query: str, arguments: tuple = ()) -> None:
+        from psycopg2 import sql
+
+        table = sql.Identifier(*self.table.split("."))
+        cursor.execute(sql.SQL(query).format(table=table), arguments)
+
+    @contextmanager
+    def _transaction(self) -> Iterator:
+        """A cursor whose work is committed at the end; one writer at a time."""
+        psycopg2 = import_psycopg2()
+        try:
+            with self._connection, self._connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self.table,))
+                yield cursor
+        except psycopg2.Error as error:
+            what = f"cannot use table {self.table} of {self.config}"
+            raise database_error(what, error, self.config) from None

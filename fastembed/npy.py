@@ -1,0 +1,160 @@
+"""The .npy format: read only the channels that are needed, write atomically.
+
+`numpy.lib.format` parses and writes the headers; this file decides what is read and when
+a file counts as written.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib import format as npy_format
+
+_HEADER_GUESS = 4096  # one page; NumPy pads headers to 64 bytes and most are 128
+_DTYPES = {np.dtype("u1"): torch.uint8, np.dtype("u2"): torch.uint16, np.dtype("f4"): torch.float32}
+
+
+class PixelBuffer:
+    """Memory that is filled by one file after another.
+
+    A fresh buffer per file would cost a mapping and its page faults each time: most of what
+    np.load does on a file that the page cache holds.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, count: int) -> torch.Tensor:
+        """The first `count` bytes: uint8 [count]. They hold until the next call."""
+        if len(self._bytes) < count:
+            self._bytes = torch.empty(count, dtype=torch.uint8)
+        return self._bytes[:count]
+
+
+def read_channels(path: str | os.PathLike, count: int, buffer: PixelBuffer) -> torch.Tensor:
+    """The first `count` channels of a [C, H, W] array file.
+
+    Args:
+        path: a .npy file of uint8, uint16 or float32. C order in native bytes is read
+            straight into `buffer`; Fortran order and foreign bytes are right but slower.
+        count: channels to read, from 0 on; the file must have at least as many.
+        buffer: where the pixels go; the result is a view that the next read overwrites.
+
+    Returns:
+        [count, H, W] tensor of the file's dtype.
+
+    Raises:
+        ValueError: empty or truncated file, not .npy, another shape, too few channels.
+        TypeError: another dtype.
+        OSError: the file cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        shape, fortran_order, dtype, offset = _read_header(descriptor, size)
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(f"expected an array [C, H, W]; found shape {list(shape)}")
+        if shape[0] < count:
+            raise ValueError(f"expected at least {count} channels; found {shape[0]}")
+        native = dtype.newbyteorder("=")
+        if native not in _DTYPES:
+            raise TypeError(f"expected uint8, uint16 or float32 pixels; found {dtype}")
+        expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size < expected:
+            raise ValueError(f"truncated: the header promises {expected} bytes; found {size}")
+        if fortran_order or not dtype.isnative:
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)[:count]
+            return torch.from_numpy(np.array(pixels, dtype=native, order="C"))
+        prefix = (count, *shape[1:])
+        target = buffer.take(int(np.prod(prefix, dtype=np.int64)) * dtype.itemsize)
+        _read_fully(descriptor, target.numpy(), offset)
+        return target.view(_DTYPES[native]).view(prefix)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, array: np.ndarray) -> None:
+    """Writes a C-contiguous array as .npy: complete and on disk, or not there at all.
+
+    Raises:
+        OSError: disk full and the like; the temporary file is gone then.
+    """
+    header = io.BytesIO()
+    npy_format.write_array_header_1_0(header, npy_format.header_data_from_array_1_0(array))
+    temporary = path.with_name(f".{path.name}.{_owner()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _write_fully(descriptor, header.getvalue() + array.tobytes())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Deletes the temporary files that a killed process of this host left in `folder`."""
+    for path in folder.glob(".*.npy.*.tmp"):
+        host, _, process = path.name.removesuffix(".tmp").rpartition(".npy.")[2].rpartition("-")
+        if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _owner() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _read_header(descriptor: int, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, Fortran order, dtype, offset of the data)."""
+    if size == 0:
+        raise ValueError("the file is empty (0 bytes)")
+    stream = io.BytesIO(os.pread(descriptor, _HEADER_GUESS, 0))
+    try:
+        version = npy_format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran_order, dtype = npy_format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran_order, dtype = npy_format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"format version {version} is not one that plain arrays use")
+    except ValueError as error:
+        raise ValueError(f"not a readable .npy file: {error}") from error
+    return shape, fortran_order, dtype, stream.tell()
+
+
+def _read_fully(descriptor: int, target: np.ndarray, offset: int) -> None:
+    view = memoryview(target)
+    done = 0
+    while done < len(view):
+        got = os.preadv(descriptor, [view[done:]], offset + done)
+        if got == 0:
+            raise ValueError(f"truncated while it was read: {len(view) - done} bytes are missing")
+        done += got
+
+
+def _write_fully(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.write(descriptor, view)
+        if written == 0:
+            raise OSError(errno.EIO, "write returned 0")
+        view = view[written:]

@@ -1,0 +1,377 @@
+"""The one loop: read -> quantise and cut -> engine -> pool -> write -> commit.
+
+Threads and what they own:
+
+- `workers` readers list, read and prepare samples, and fill their rows of the ring's batches;
+- the calling thread runs the engine, batch after batch;
+- one writer collects samples whose crops are all embedded, pools them, writes their files
+  (through a small pool, since each waits for the disk) and then commits them to the index.
+
+A sample is done when its index row is committed, and that comes after its file is on disk.
+So a run that dies anywhere leaves at worst files without rows, which the next run makes
+again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from . import signature
+from .npy import PixelBuffer
+from .ops import pool_crops
+from .records import Embedded, Item
+from .report import Clock, Report
+from .ring import Aborted, Ring, Segment
+
+_COMMIT_ROWS = 256
+_COMMIT_SECONDS = 1.0
+_WRITERS = 4
+# What one bad file can raise. Anything else is the machine's or our own fault: it stops the run.
+_SAMPLE_ERRORS = (OSError, ValueError, TypeError)
+_MACHINE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class SampleFailed(RuntimeError):
+    """A sample failed in a strict run."""
+
+
+class Source(Protocol):
+    def items(self) -> Iterator[Item]: ...
+    def count(self) -> int: ...
+    def read(self, item: Item, channels: int, buffer: PixelBuffer) -> torch.Tensor: ...
+
+
+def extract(
+    source: Source,
+    recipe,
+    engine,
+    sink,
+    index,
+    *,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    limit: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Report, int], None] | None = None,
+) -> Report:
+    """Embeds every sample of `source` that `index` does not hold yet.
+
+    Args:
+        source: lists and reads samples, such as `sources.TensorCsv`.
+        recipe: such as `recipes.MultiCrop`.
+        engine: of `load_engine`.
+        sink: such as `sinks.NpyPerSample`.
+        index: such as `indexes.Tsv` or `indexes.Postgres`.
+        workers: reader threads; by default one per CPU core, at most 8.
+        shard: (i, n): only the samples whose key falls to part i of n. The union of the n
+            runs is byte-identical to one run.
+        limit: only the first rows of the source.
+        strict: stop at the first sample that fails.
+        overwrite: remove what the output folder holds and start afresh.
+        progress: called with (report so far, samples in all) now and then, from one thread.
+
+    Returns:
+        The `Report`. A sample that cannot be read or embedded is no error: it is counted in
+        `report.failed` and stands with its reason in ``failures.jsonl``.
+
+    Raises:
+        SignatureMismatch: the output folder holds embeddings made with other settings.
+        SampleFailed: a sample failed and `strict` was asked for.
+        DatabaseError, OSError: the index or the disk failed; what was committed stays, and
+            the same call goes on from there.
+    """
+    part, parts = shard
+    if not 0 <= part < parts:
+        raise ValueError(f"shard must be i/n with 0 <= i < n; got {part}/{parts}")
+    if overwrite and parts > 1:
+        raise ValueError("overwrite removes the outputs of all shards: run it once without shard")
+    workers = workers or min(8, os.cpu_count() or 1)
+    settings = {
+        "recipe": recipe.settings(),
+        "engine": engine.settings(),
+        "output": {"form": sink.form, "dtype": "float32"},
+    }
+    if overwrite:
+        _remove_outputs(sink, index)
+    signature.claim(sink.folder, settings)
+    present = sink.open()
+    done = index.open() & present
+
+    suffix = "" if parts == 1 else f"-{part}-of-{parts}"
+    report = Report(
+        workers=workers,
+        output=str(sink.folder),
+        index=str(index),
+        failures_file=str(sink.folder / f"failures{suffix}.jsonl"),
+        settings=settings,
+        versions=_versions(),
+    )
+    total = source.count() if limit is None else min(limit, source.count())
+    run = _Run(
+        source, recipe, engine, sink, index, report, strict, progress, -(-total // parts)
+    )
+    items = itertools.islice(source.items(), limit)
+    run.go(items, done, shard)
+    return report
+
+
+def _remove_outputs(sink, index) -> None:
+    names = index.open() | sink.open()
+    # Rows first: a row without its file would be worse than a file without its row.
+    index.remove(names)
+    for name in names:
+        sink.remove(name)
+    (sink.folder / signature.FILE_NAME).unlink(missing_ok=True)
+
+
+class _Pending:
+    """A sample whose crops are on their way through the engine."""
+
+    def __init__(self, item: Item, crops: int, dim: int) -> None:
+        self.item = item
+        self.features = np.empty((crops, dim), dtype=np.float32)
+        self.missing = crops
+        self.error: Exception | None = None
+
+
+class _Run:
+    def __init__(self, source, recipe, engine, sink, index, report, strict, progress, total):
+        self.source, self.recipe, self.engine = source, recipe, engine
+        self.sink, self.index, self.report = sink, index, report
+        self.strict, self.progress, self.total = strict, progress, total
+        self.clock = Clock()
+        contract = engine.contract
+        shape = (engine.batch_size, contract.planes, contract.size, contract.size)
+        pin = engine.device.type == "cuda"
+        # One batch at the engine, one ready, one being filled.
+        self.ring = Ring(3, shape, contract.dtype, pin)
+        self.completed: queue.Queue[_Pending | None] = queue.Queue(maxsize=4 * _COMMIT_ROWS)
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._listing = threading.Lock()
+
+    def go(self, items: Iterator[Item], done: set[str], shard: tuple[int, int]) -> None:
+        start = time.perf_counter()
+        failures = Path(self.report.failures_file)
+        failures.unlink(missing_ok=True)
+        todo = self._todo(items, done, shard)
+        writer = threading.Thread(target=self._guarded, args=(self._write,), name="writer")
+        feeder = threading.Thread(target=self._feed, args=(todo,), name="feeder")
+        writer.start()
+        feeder.start()
+        try:
+            self._embed()
+        except Aborted:
+            pass
+        except BaseException as error:  # an interrupt too: commit what is finished, then leave
+            self._stop(error)
+        finally:
+            feeder.join()
+            self.completed.put(None)
+            writer.join()
+            self.report.seconds = time.perf_counter() - start
+            self.report.stages = self.clock.stages
+            try:
+                self.index.close()
+            except BaseException as error:
+                self.error = self.error or error
+        if self.error is not None:
+            raise self.error
+
+    def _todo(
+        self, items: Iterator[Item], done: set[str], shard: tuple[int, int]
+    ) -> Iterator[Item]:
+        """The items that this run has to embed, counted on the way."""
+        seen: set[str] = set()
+        for item in items:
+            if not item.in_shard(*shard):
+                continue
+            self.report.listed += 1
+            if item.name in done:
+                self.report.already_done += 1
+            elif item.name in seen:
+                self.report.duplicates += 1
+            else:
+                seen.add(item.name)
+                yield item
+
+    # Reader threads -------------------------------------------------------------------
+
+    def _feed(self, todo: Iterator[Item]) -> None:
+        readers = [
+            threading.Thread(target=self._guarded, args=(self._read, todo), name=f"reader-{i}")
+            for i in range(self.report.workers)
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        self.ring.close()
+
+    def _read(self, todo: Iterator[Item]) -> None:
+        buffer = PixelBuffer()
+        while self.error is None:
+            with self._listing, self.clock.measure("list"):
+                item = next(todo, None)
+            if item is None:
+                return
+            try:
+                crops = self._prepare(item, buffer)
+            except _SAMPLE_ERRORS as error:
+                if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+                    raise
+                self._fail(item, error)
+                continue
+            self._fill(item, crops)
+
+    def _prepare(self, item: Item, buffer: PixelBuffer):
+        if item.defect:
+            raise ValueError(item.defect)
+        start = time.perf_counter()
+        image = self.source.read(item, self.recipe.channels_to_read, buffer)
+        self.clock.add("read", time.perf_counter() - start, 1, image.nbytes)
+        with self.clock.measure("quantize", 1, image.nbytes):
+            return self.recipe.prepare(image, item.key, self.engine.contract)
+
+    def _fill(self, item: Item, crops) -> None:
+        pending = _Pending(item, len(crops), self.engine.dim)
+        start = 0
+        while start < len(crops):
+            slot, segment = self.ring.reserve(pending, start, len(crops) - start)
+            rows = slot.batch[segment.row : segment.row + segment.count]
+            with self.clock.measure("gather", 1, rows.nbytes):
+                try:
+                    crops.fill(start, rows)
+                except _SAMPLE_ERRORS as error:
+                    pending.error = error
+                    rows.zero_()
+            self.ring.filled(slot, segment)
+            start += segment.count
+
+    # Engine: the calling thread -------------------------------------------------------
+
+    def _embed(self) -> None:
+        while (slot := self.ring.take()) is not None:
+            with self.clock.measure("engine", slot.reserved):
+                vectors = self.engine(slot.batch[: slot.reserved]).cpu().numpy()
+            for segment in slot.segments:
+                self._collect(segment, vectors)
+            self.ring.release(slot)
+
+    def _collect(self, segment: Segment, vectors: np.ndarray) -> None:
+        pending = segment.owner
+        pending.features[segment.start : segment.start + segment.count] = vectors[
+            segment.row : segment.row + segment.count
+        ]
+        pending.missing -= segment.count
+        if pending.missing:
+            return
+        if pending.error is not None:
+            self._fail(pending.item, pending.error)
+            return
+        while self.error is None:
+            try:
+                return self.completed.put(pending, timeout=0.2)
+            except queue.Full:
+                continue
+
+    # Writer thread --------------------------------------------------------------------
+
+    def _write(self) -> None:
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as pool:
+            more = True
+            while more:
+                group, more = self._next_group()
+                ready = [embedded for pending in group if (embedded := self._pool(pending))]
+                if ready:
+                    with self.clock.measure("write", len(ready), sum(e.vector.nbytes for e in ready)):
+                        list(pool.map(self.sink.write, ready))
+                        self.sink.flush()
+                    with self.clock.measure("commit", len(ready)):
+                        self.index.commit([embedded.item for embedded in ready])
+                    self.report.embedded += len(ready)
+                if self.progress is not None:
+                    self.report.stages = self.clock.stages
+                    self.progress(self.report, self.total)
+
+    def _next_group(self) -> tuple[list[_Pending], bool]:
+        """Samples to commit together: those that come within a second, and if more follow."""
+        group: list[_Pending] = []
+        deadline = time.monotonic() + _COMMIT_SECONDS
+        while len(group) < _COMMIT_ROWS:
+            try:
+                pending = self.completed.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if pending is None:
+                return group, False
+            group.append(pending)
+        return group, True
+
+    def _pool(self, pending: _Pending) -> Embedded | None:
+        with self.clock.measure("pool"):
+            vector = pool_crops(pending.features[None], self.recipe.pool)[0]
+        try:
+            return Embedded(pending.item, vector)
+        except ValueError as error:
+            self._fail(pending.item, error)
+            return None
+
+    # Trouble --------------------------------------------------------------------------
+
+    def _fail(self, item: Item, error: Exception) -> None:
+        record = {"key": item.key, "path": item.path, **item.fields, "reason": _reason(error)}
+        with self._lock:
+            self.report.failed += 1
+            with open(self.report.failures_file, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self.strict:
+            self._stop(SampleFailed(f"{item.path}: {record['reason']}"))
+
+    def _guarded(self, function: Callable, *arguments: object) -> None:
+        """A thread's body: its error stops the run and is raised by the calling thread."""
+        try:
+            function(*arguments)
+        except Aborted:
+            pass
+        except BaseException as error:
+            self._stop(error)
+            while function == self._write and self.completed.get() is not None:
+                pass  # keep the queue moving until the engine has seen the error
+
+    def _stop(self, error: BaseException) -> None:
+        with self._lock:
+            self.error = self.error or error
+        self.ring.abort()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.strerror(error.errno)} ({type(error).__name__})"
+    return str(error) or type(error).__name__
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"torch": torch.__version__, "numpy": np.__version__}
+    for package in ("fastembed-vision", "numba", "timm", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,130 @@
+"""What a run did and where its time went."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# What to change when a stage is the one that the others wait for.
+_ADVICE = {
+    "list": "the listing of the samples: is the database or the CSV far away?",
+    "read": "reading: faster storage, or more --workers",
+    "quantize": "percentiles over whole images: more --workers",
+    "gather": "cutting and normalising crops: more --workers",
+    "engine": "the model, which is how it should be",
+    "pool": "pooling the crops",
+    "write": "writing: faster storage for --output-dir",
+    "commit": "committing to the index: is the database far away?",
+}
+
+
+@dataclass
+class Stage:
+    """One stage's work, summed over its threads."""
+
+    seconds: float = 0.0
+    items: int = 0
+    bytes: int = 0
+
+
+class Clock:
+    """Adds up the time of every stage, from any thread."""
+
+    def __init__(self) -> None:
+        self.stages = {name: Stage() for name in _ADVICE}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def measure(self, stage: str, items: int = 1, nbytes: int = 0) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start, items, nbytes)
+
+    def add(self, stage: str, seconds: float, items: int = 0, nbytes: int = 0) -> None:
+        with self._lock:
+            record = self.stages[stage]
+            record.seconds += seconds
+            record.items += items
+            record.bytes += nbytes
+
+
+@dataclass
+class Report:
+    """The counts and times of one `extract`.
+
+    Attributes:
+        listed: rows of the source that fall to this shard.
+        already_done: committed by an earlier run with the same settings.
+        duplicates: rows that repeat an earlier row of this run.
+        embedded: committed by this run.
+        failed: written to failures.jsonl.
+        seconds: wall time, from the first read on.
+        workers: reader threads.
+        stages: seconds, items and bytes per stage, summed over its threads.
+    """
+
+    listed: int = 0
+    already_done: int = 0
+    duplicates: int = 0
+    embedded: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    workers: int = 1
+    output: str = ""
+    index: str = ""
+    failures_file: str = ""
+    stages: dict[str, Stage] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Samples per second."""
+        return self.embedded / self.seconds if self.seconds else 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage with the largest share of wall time per thread that serves it."""
+        if not self.embedded:
+            return ""
+        return max(self.stages, key=self._busy)
+
+    def _busy(self, stage: str) -> float:
+        threads = self.workers if stage in ("read", "quantize", "gather") else 1
+        return self.stages[stage].seconds / threads / max(self.seconds, 1e-9)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {**asdict(self), "rate": self.rate, "bottleneck": self.bottleneck}, indent=2
+        )
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.to_json() + "\n")
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.embedded} embedded, {self.already_done} already done, {self.failed} failed"
+            + (f", {self.duplicates} duplicate rows" if self.duplicates else "")
+            + (f" in {self.seconds:.1f} s ({self.rate:.2f} samples/s)" if self.embedded else "")
+        ]
+        if self.embedded:
+            lines.append(f"{'stage':>10} {'seconds':>9} {'busy':>6} {'ms each':>9} {'GB/s':>7}")
+            for name, stage in self.stages.items():
+                each = stage.seconds / stage.items * 1e3 if stage.items else 0.0
+                speed = f"{stage.bytes / stage.seconds / 1e9:7.2f}" if stage.bytes else ""
+                lines.append(
+                    f"{name:>10} {stage.seconds:9.2f} {self._busy(name):6.0%} {each:9.2f} {speed}"
+                )
+            lines.append(f"Slowest stage: {_ADVICE[self.bottleneck]}.")
+        lines.append(f"Embeddings: {self.output}")
+        lines.append(f"Index:      {self.index}")
+        if self.failed:
+            lines.append(f"Failures:   {self.failures_file}")
+        return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""The settings signature of an output folder: numbers of two kinds never mix in one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+FILE_NAME = "fastembed.json"
+
+# Raised whenever a change to the library changes the bits of an output.
+SEMANTICS_VERSION = 1
+
+
+class SignatureMismatch(ValueError):
+    """The folder holds outputs of other settings."""
+
+
+def claim(folder: Path, settings: dict) -> None:
+    """Writes the settings into a new folder, or checks those that are there.
+
+    Raises:
+        SignatureMismatch: the folder's settings differ; the message names which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"semantics_version": SEMANTICS_VERSION, **settings}
+    target = folder / FILE_NAME
+    temporary = folder / f".{FILE_NAME}.{os.getpid()}.tmp"
+    temporary.write_text(
+        json.dumps({"signature": signature(settings), "settings": settings}, indent=2) + "\n"
+    )
+    try:
+        # A link, since it fails where a rename would replace: shards may start together.
+        os.link(temporary, target)
+    except FileExistsError:
+        _check(target, settings)
+    finally:
+        temporary.unlink()
+
+
+def signature(settings: dict) -> str:
+    """SHA-256 of the settings in canonical JSON."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check(path: Path, settings: dict) -> None:
+    try:
+        there = json.loads(path.read_text())["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SignatureMismatch(f"{path} is not a settings file of fastembed: {error}") from error
+    # Through JSON, so that tuples and lists compare equal.
+    old, new = _flatten(there), _flatten(json.loads(json.dumps(settings)))
+    if old == new:
+        return
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
+    raise SignatureMismatch(
+        f"{path.parent} holds embeddings made with other settings:\n" + "\n".join(lines) + "\n"
+        "Use another output folder, or --overwrite to remove them and start afresh."
+    )
+
+
+def _flatten(settings: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
