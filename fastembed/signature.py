@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 
 FILE_NAME = "fastembed.json"
@@ -26,7 +27,7 @@ def claim(folder: Path, settings: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"semantics_version": SEMANTICS_VERSION, **settings}
     target = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}.tmp"
+    temporary = folder / f".{FILE_NAME}.{os.getpid()}-{threading.get_ident()}.tmp"
     temporary.write_text(
         json.dumps({"signature": signature(settings), "settings": settings}, indent=2) + "\n"
     )

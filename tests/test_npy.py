@@ -1,0 +1,133 @@
+"""Reading only what is needed, and writing all or nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from fastembed import npy
+from fastembed.npy import PixelBuffer, read_channels, write_atomically
+
+
+def image(dtype: str = "uint16") -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 250, (8, 13, 17)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", ">u2", ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_prefix_equals_np_load(tmp_path, dtype, order, version):
+    array = np.asarray(image(dtype), order=order)
+    path = tmp_path / "a b é.npy"
+    with path.open("wb") as stream:
+        np.lib.format.write_array(stream, array, version=version)
+    result = read_channels(path, 5, PixelBuffer())
+    assert result.shape == (5, 13, 17)
+    assert result.numpy().dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(result.numpy(), np.load(path)[:5])
+
+
+def test_only_the_prefix_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    np.save(path, image())
+    read = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *a: read.append(preadv(*a)) or read[-1])
+    read_channels(path, 2, PixelBuffer())
+    assert sum(read) == 2 * 13 * 17 * 2
+
+
+def test_short_reads_are_continued(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    np.save(path, image())
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: preadv(fd, [buffers[0][:100]], at))
+    np.testing.assert_array_equal(read_channels(path, 5, PixelBuffer()), image()[:5])
+
+
+def test_the_buffer_is_reused(tmp_path):
+    buffer = PixelBuffer()
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", image())
+    first = read_channels(tmp_path / "a.npy", 5, buffer)
+    second = read_channels(tmp_path / "b.npy", 3, buffer)
+    assert first.data_ptr() == second.data_ptr()
+
+
+def as_bytes(array: np.ndarray, **options) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content,error,message",
+    [
+        (b"", ValueError, "empty"),
+        (b"PK\x03\x04 not an array", ValueError, r"not a readable \.npy"),
+        (b"\x93NUMPY", ValueError, r"not a readable \.npy"),
+        (as_bytes(image())[:-1], ValueError, "truncated: the header promises 3664 bytes; found 3663"),
+        (as_bytes(image())[:200], ValueError, "truncated"),
+        (as_bytes(image()[:3]), ValueError, "at least 5 channels; found 3"),
+        (as_bytes(image()[0]), ValueError, r"\[C, H, W\]; found shape \[13, 17\]"),
+        (as_bytes(image()[:, :0]), ValueError, r"found shape \[8, 0, 17\]"),
+        (as_bytes(image("float64")), TypeError, "found float64"),
+        (as_bytes(image("int32")), TypeError, "found int32"),
+        (as_bytes(np.array([{}] * 5)[:, None, None]), TypeError, "found object"),
+    ],
+)
+def test_refusals(tmp_path, content, error, message):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(error, match=message):
+        read_channels(path, 5, PixelBuffer())
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_channels(tmp_path / "no.npy", 5, PixelBuffer())
+
+
+def test_written_file_is_what_np_save_writes(tmp_path):
+    vector = np.arange(384, dtype=np.float32)
+    write_atomically(tmp_path / "ours.npy", vector)
+    np.save(tmp_path / "theirs.npy", vector)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    write_atomically(path, np.zeros(3, dtype=np.float32))
+    before = path.read_bytes()
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, np.ones(3, dtype=np.float32))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+    assert path.read_bytes() == before
+
+
+def test_stale_temporaries_of_dead_processes_go(tmp_path, monkeypatch):
+    host = npy.socket.gethostname()
+    dead, living, foreign = (
+        tmp_path / f".emb_x.npy.{owner}.tmp"
+        for owner in (f"{host}-999999999", f"{host}-{os.getpid()}", "other-host-1")
+    )
+    for path in (dead, living, foreign):
+        path.write_bytes(b"half")
+    npy.remove_stale_temporaries(tmp_path)
+    assert not dead.exists() and living.exists() and foreign.exists()
+
+
+def test_buffer_grows():
+    buffer = PixelBuffer()
+    assert len(buffer.take(10)) == 10
+    assert len(buffer.take(100)) == 100
+    assert buffer.take(50).dtype == torch.uint8
