@@ -1,10 +1,10 @@
 """What an extraction leaves, as PyTorch datasets.
 
-    db = DBConfig(host="localhost", database="cpjump1", user="me")
-    connection = get_db_connection(db)
-    records = fetch_embeddings_and_texts(connection)
-    connection.close()
-    loader = DataLoader(EmbeddingTextDataset(records), batch_size=64, num_workers=4)
+db = DBConfig(host="localhost", database="cpjump1", user="me")
+connection = get_db_connection(db)
+records = fetch_embeddings_and_texts(connection)
+connection.close()
+loader = DataLoader(EmbeddingTextDataset(records), batch_size=64, num_workers=4)
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ def run(folder: Path, samples: int) -> int:
     database = embedded(postgres)
     connection = get_db_connection(database)
     with connection, connection.cursor() as cursor:
-        cursor.execute(f"CREATE TABLE IF NOT EXISTS {TENSOR_TABLE}(tensor_path TEXT, text_id INTEGER)")
+        cursor.execute(
+            f"CREATE TABLE IF NOT EXISTS {TENSOR_TABLE}(tensor_path TEXT, text_id INTEGER)"
+        )
         cursor.execute("CREATE TABLE IF NOT EXISTS prompts(text_id INTEGER PRIMARY KEY, text TEXT)")
         cursor.execute(f"TRUNCATE {TENSOR_TABLE}, prompts")
         cursor.executemany(f"INSERT INTO {TENSOR_TABLE} VALUES (%s, %s)", rows)

@@ -139,7 +139,7 @@ def load_native() -> str:
     """Loads the native library once; returns "" or the reason why it is not there."""
     library = Path(__file__).with_name("_native.so")
     if not library.exists():
-        return "not built (no C++ compiler or torch at install time, or FASTEMBED_NATIVE=0)"
+        return "not built (no C++ compiler, cmake or torch at install time, or FASTEMBED_NATIVE=0)"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

@@ -144,9 +144,7 @@ class Postgres:
         """Drops the rows of these samples."""
         paths = [f"{self.prefix}{name}.npy" for name in names]
         with self._transaction() as cursor:
-            self._execute(
-                cursor, "DELETE FROM {table} WHERE embedding_path = ANY(%s)", (paths,)
-            )
+            self._execute(cursor, "DELETE FROM {table} WHERE embedding_path = ANY(%s)", (paths,))
 
     def close(self) -> None:
         if self._connection is not None:

@@ -121,9 +121,7 @@ def extract(
         versions=_versions(),
     )
     total = source.count() if limit is None else min(limit, source.count())
-    run = _Run(
-        source, recipe, engine, sink, index, report, strict, progress, -(-total // parts)
-    )
+    run = _Run(source, recipe, engine, sink, index, report, strict, progress, -(-total // parts))
     items = itertools.islice(source.items(), limit)
     run.go(items, done, shard)
     return report
@@ -304,7 +302,9 @@ class _Run:
                 group, more = self._next_group()
                 ready = [embedded for pending in group if (embedded := self._pool(pending))]
                 if ready:
-                    with self.clock.measure("write", len(ready), sum(e.vector.nbytes for e in ready)):
+                    with self.clock.measure(
+                        "write", len(ready), sum(e.vector.nbytes for e in ready)
+                    ):
                         list(pool.map(self.sink.write, ready))
                         self.sink.flush()
                     with self.clock.measure("commit", len(ready)):

@@ -115,10 +115,12 @@ class Plates:
             csv.writer(stream).writerows([("tensor_path", "text_id"), *self.rows])
         return path
 
-    def fill(self, count: int, size: int = 48, channels: int = 8) -> "Plates":
+    def fill(self, count: int, size: int = 48, channels: int = 8) -> Plates:
         for i in range(count):
             dtype = "uint16" if i % 2 else "float32"
-            self.add(f"plate_{i:03d}.npy", microscopy(dtype, size, size + i % 3, i, channels), i % 4)
+            self.add(
+                f"plate_{i:03d}.npy", microscopy(dtype, size, size + i % 3, i, channels), i % 4
+            )
         return self
 
 

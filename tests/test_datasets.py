@@ -56,8 +56,12 @@ def test_vectors_of_other_shapes(tmp_path):
 
 def fill(connection, *statements: str) -> None:
     with connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE image_embeddings(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)")
-        cursor.execute("INSERT INTO image_embeddings(embedding_path, text_id) VALUES ('b.npy', 2), ('a.npy', 1), ('c.npy', 3)")
+        cursor.execute(
+            "CREATE TABLE image_embeddings(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)"
+        )
+        cursor.execute(
+            "INSERT INTO image_embeddings(embedding_path, text_id) VALUES ('b.npy', 2), ('a.npy', 1), ('c.npy', 3)"
+        )
         for statement in statements:
             cursor.execute(statement)
 
@@ -111,7 +115,9 @@ def test_without_a_database(tmp_path):
 def test_errors_never_show_the_password(postgres_folder, database):
     secret = "s3cr3t-pässword"
     config = DBConfig(host="127.0.0.1", port=1, database="d", user="u", password=secret)
-    with pytest.raises(DatabaseError, match=r"cannot connect to PostgreSQL u@127\.0\.0\.1:1/d") as e:
+    with pytest.raises(
+        DatabaseError, match=r"cannot connect to PostgreSQL u@127\.0\.0\.1:1/d"
+    ) as e:
         get_db_connection(config)
     url = f"postgresql://u:{secret}@127.0.0.1:1/d"
     with pytest.raises(DatabaseError) as f:

@@ -130,7 +130,12 @@ def test_kill_minus_nine_and_again(plates, tmp_path, database, connection):
     plates.fill(60)
     fill_tables(connection, plates.rows)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert cli.main(["multichannel", "--manifest", str(plates.manifest), "--output-dir", str(whole), *SMALL]) == 0
+    assert (
+        cli.main(
+            ["multichannel", "--manifest", str(plates.manifest), "--output-dir", str(whole), *SMALL]
+        )
+        == 0
+    )
     expected = {n: b for n, b in read_outputs(whole).items() if n.endswith(".npy")}
 
     command = ["multichannel", "--db", url(database), "--output-dir", str(killed), *SMALL]
@@ -167,7 +172,9 @@ def test_shards_of_the_command_line(plates, tmp_path):
     command = ["multichannel", "--manifest", str(plates.manifest), *SMALL]
     assert cli.main([*command, "--output-dir", str(tmp_path / "one")]) == 0
     for i in range(3):
-        assert cli.main([*command, "--output-dir", str(tmp_path / "three"), "--shard", f"{i}/3"]) == 0
+        assert (
+            cli.main([*command, "--output-dir", str(tmp_path / "three"), "--shard", f"{i}/3"]) == 0
+        )
     assert read_outputs(tmp_path / "three") == read_outputs(tmp_path / "one")
 
 
@@ -204,7 +211,9 @@ def test_failures_decide_the_exit_status(plates, tmp_path, capsys):
     assert record["text_id"] == 2 and "No such file" in record["reason"]
 
 
-def test_the_database_dies_in_the_middle(plates, tmp_path, database, connection, monkeypatch, capsys):
+def test_the_database_dies_in_the_middle(
+    plates, tmp_path, database, connection, monkeypatch, capsys
+):
     """The server drops the connection after some commits; the next run finishes."""
     from fastembed import indexes
 
@@ -216,7 +225,9 @@ def test_the_database_dies_in_the_middle(plates, tmp_path, database, connection,
     def dying(self, items):
         if commits:
             with get_db_connection(database) as other, other.cursor() as cursor:
-                cursor.execute("SELECT pg_terminate_backend(%s)", (self._connection.info.backend_pid,))
+                cursor.execute(
+                    "SELECT pg_terminate_backend(%s)", (self._connection.info.backend_pid,)
+                )
         commits.append(len(items))
         return commit(self, items)
 
@@ -236,7 +247,13 @@ def test_refusals(plates, tmp_path, capsys, database):
     plates.fill(1)
     stats = tmp_path / "four.json"
     stats.write_text("[1, 2, 3, 4]")
-    base = ["multichannel", "--output-dir", str(tmp_path / "out"), "--manifest", str(plates.manifest)]
+    base = [
+        "multichannel",
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--manifest",
+        str(plates.manifest),
+    ]
     cases = [
         ([*base], 2, "either --model or --config-file"),
         ([*base, *SMALL, "--config-file", "x.yaml"], 2, "either --model or --config-file"),
@@ -277,7 +294,14 @@ def test_refusals(plates, tmp_path, capsys, database):
 
 def test_other_settings_are_refused(plates, tmp_path, capsys):
     plates.fill(1)
-    command = ["multichannel", "--manifest", str(plates.manifest), "--output-dir", str(tmp_path / "out"), *SMALL]
+    command = [
+        "multichannel",
+        "--manifest",
+        str(plates.manifest),
+        "--output-dir",
+        str(tmp_path / "out"),
+        *SMALL,
+    ]
     assert cli.main(command) == 0
     assert cli.main([*command, "--seed", "1", "--precision", "fp32"]) == 1
     error = capsys.readouterr().err

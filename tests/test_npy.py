@@ -70,7 +70,11 @@ def as_bytes(array: np.ndarray, **options) -> bytes:
         (b"", ValueError, "empty"),
         (b"PK\x03\x04 not an array", ValueError, r"not a readable \.npy"),
         (b"\x93NUMPY", ValueError, r"not a readable \.npy"),
-        (as_bytes(image())[:-1], ValueError, "truncated: the header promises 3664 bytes; found 3663"),
+        (
+            as_bytes(image())[:-1],
+            ValueError,
+            "truncated: the header promises 3664 bytes; found 3663",
+        ),
         (as_bytes(image())[:200], ValueError, "truncated"),
         (as_bytes(image()[:3]), ValueError, "at least 5 channels; found 3"),
         (as_bytes(image()[0]), ValueError, r"\[C, H, W\]; found shape \[13, 17\]"),

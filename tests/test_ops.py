@@ -20,9 +20,7 @@ SHAPES = [(1, 1), (7, 5), (65, 33), (240, 251)]
 
 
 def to_device(arguments: dict) -> dict:
-    return {
-        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()
-    }
+    return {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -153,9 +151,7 @@ def test_gather_repeats_planes_and_gives_levels(backend):
     )  # fmt: skip
     levels = testing.oracle_percentile_levels(image, 1, 99)
     for n, (y, x) in enumerate(origins):
-        np.testing.assert_array_equal(
-            crops[n].cpu(), levels[planes, y : y + 32, x : x + 32]
-        )
+        np.testing.assert_array_equal(crops[n].cpu(), levels[planes, y : y + 32, x : x + 32])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -167,10 +163,26 @@ def test_pool_carries_nan_and_writes_everything(mode, backend):
     out = torch.full((3, 67), 12345.0, device=DEVICE)
     result = ops.pool_crops(torch.from_numpy(features).to(DEVICE), mode, out=out, backend=backend)
     assert result is out
-    np.testing.assert_array_equal(
-        out.cpu(), testing.oracle_pool(features, mode, False, "float32")
-    )
+    np.testing.assert_array_equal(out.cpu(), testing.oracle_pool(features, mode, False, "float32"))
     assert np.isnan(out.cpu().numpy()).sum() == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pool_of_zeros_keeps_the_later_sign(backend):
+    need_backend(backend, "crops", ("pool_crops",))
+    features = torch.tensor([[[0.0, -0.0], [-0.0, 0.0]]], device=DEVICE)
+    pooled = ops.pool_crops(features, "max", backend=backend)
+    assert torch.signbit(pooled).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_beyond_float32_do_not_overflow(backend):
+    need_backend(backend, "crops", ("pool_crops",))
+    features = torch.full((1, 1, 4), 3e38, device=DEVICE)
+    pooled = ops.pool_crops(features, l2_normalize=True, backend=backend)
+    assert pooled.tolist() == [[0.5] * 4]
+    zeros = torch.zeros((1, 2, 4), device=DEVICE)
+    assert ops.pool_crops(zeros, l2_normalize=True, backend=backend).tolist() == [[0.0] * 4]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -202,9 +214,7 @@ def test_channels_are_chosen():
     image = testing.microscopy("uint16", 16, 16, seed=0)
     every = testing.oracle_percentile_levels(image, 1, 99)
     np.testing.assert_array_equal(ops.percentile_quantize(image, channels=slice(1, 3)), every[1:3])
-    np.testing.assert_array_equal(
-        ops.percentile_quantize(image, channels=[4, 0]), every[[4, 0]]
-    )
+    np.testing.assert_array_equal(ops.percentile_quantize(image, channels=[4, 0]), every[[4, 0]])
     with pytest.raises(ValueError, match=r"channels must be in 0\.\.4; got 5"):
         ops.percentile_quantize(image, channels=[5])
 

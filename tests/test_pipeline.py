@@ -360,7 +360,10 @@ def test_recipe_round_trip():
 def test_recipe_refusals():
     for message, arguments in [
         ("low < high", lambda: MultiCrop(Percentile(99, 1))),
-        ("need 5 values, one per channel; got 4", lambda: MultiCrop(ZScore((1.0,) * 4, (1.0,) * 4))),
+        (
+            "need 5 values, one per channel; got 4",
+            lambda: MultiCrop(ZScore((1.0,) * 4, (1.0,) * 4)),
+        ),
         ("same length", lambda: ZScore((1.0,) * 5, (1.0,) * 4)),
         ("crops must be one of", lambda: MultiCrop(Percentile(), crops="corner")),
         ("1 for center", lambda: MultiCrop(Percentile(), crops="center")),
@@ -387,9 +390,7 @@ def test_report_names_the_slowest_stage(plates, tmp_path):
     report = run(plates, tmp_path / "out", Slow(), workers=2)
     assert report.bottleneck == "engine"
     assert report.stages["read"].items == 12
-    assert report.stages["read"].bytes == sum(
-        np.load(path)[:5].nbytes for path, _ in plates.rows
-    )
+    assert report.stages["read"].bytes == sum(np.load(path)[:5].nbytes for path, _ in plates.rows)
     written = json.loads(report.to_json())
     assert written["embedded"] == 12 and written["stages"]["engine"]["items"] == 36
     assert "Slowest stage: the model" in str(report)
@@ -430,7 +431,9 @@ def test_a_table_without_a_unique_index_gets_no_duplicate(plates, tmp_path, data
             "CREATE TABLE image_embeddings"
             "(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)"
         )
-        cursor.execute("INSERT INTO image_embeddings(embedding_path) VALUES ('/elsewhere/emb_x.npy')")
+        cursor.execute(
+            "INSERT INTO image_embeddings(embedding_path) VALUES ('/elsewhere/emb_x.npy')"
+        )
     plates.fill(3)
     out = tmp_path / "out"
     source = TensorCsv(plates.manifest)

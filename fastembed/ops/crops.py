@@ -54,7 +54,9 @@ def crop_origins(
     """
     height, width = int(shape[-2]), int(shape[-1])
     if not 1 <= size <= min(height, width):
-        raise ValueError(f"size must be in 1..{min(height, width)} for {height}x{width}; got {size}")
+        raise ValueError(
+            f"size must be in 1..{min(height, width)} for {height}x{width}; got {size}"
+        )
     if n < 1 or (mode == "center" and n != 1):
         raise ValueError(f"n must be >= 1, and 1 for center crops; got {n} for {mode}")
     if mode == "random":
@@ -142,7 +144,7 @@ def gather_crops(
     result = as_output(out, (len(corners), len(planes), size, size), dtype, tensor.device)
     run = dispatch.resolve("crops", "gather_crops", tensor.device, backend)
     selection = torch.tensor(planes, dtype=torch.int32, device=tensor.device)
-    run(tensor, corners, selection, ramp.contiguous(), table, result)
+    run(tensor, corners, selection, ramp.to(tensor.device).contiguous(), table, result)
     return like(result, image) if out is None else out
 
 
@@ -170,9 +172,8 @@ def resize_crops(
         [N, P, size, size] of `dtype`.
     """
     count, planes = levels.shape[:2]
-    values = functional.interpolate(
-        levels.to(torch.float32) / 255, size=(size, size), mode="bilinear", align_corners=False
-    )
+    values = levels.to(torch.float32) / _scalar(255, levels.device)
+    values = functional.interpolate(values, size=(size, size), mode="bilinear", align_corners=False)
     mean = per_channel("mean", mean, planes)[:, None, None].to(levels.device)
     std = per_channel("std", std, planes)[:, None, None].to(levels.device)
     result = as_output(out, (count, planes, size, size), dtype, levels.device)
@@ -264,13 +265,21 @@ def pool_crops_reference(
     crops = features.to(torch.float32).unbind(1)
     pooled = crops[0]
     for crop in crops[1:]:
-        pooled = torch.maximum(pooled, crop) if take_max else pooled + crop
+        if take_max:  # of +0 and -0 the later one, on every backend
+            pooled = torch.where((crop >= pooled) | crop.isnan(), crop, pooled)
+        else:
+            pooled = pooled + crop
     if not take_max:
-        # A tensor, since torch divides by a Python number through its reciprocal on CUDA.
-        pooled = pooled / torch.tensor(len(crops), dtype=torch.float32, device=pooled.device)
+        pooled = pooled / _scalar(len(crops), pooled.device)
     if l2_normalize:
-        pooled = pooled / pooled.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        wide = pooled.to(torch.float64)
+        pooled = (wide / wide.norm(dim=1, keepdim=True).clamp_min(1e-12)).to(torch.float32)
     out.copy_(pooled)
+
+
+def _scalar(value: float, device: torch.device) -> torch.Tensor:
+    """A float32 divisor; torch on CUDA divides by a Python number through its reciprocal."""
+    return torch.full((), value, dtype=torch.float32, device=device)
 
 
 def _random_origin(rows: int, columns: int, seed: int, key: str, index: int) -> tuple[int, int]:

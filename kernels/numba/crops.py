@@ -65,7 +65,7 @@ def _pool(features, take_max, l2_normalize, out):
             vector = features[s, n]
             if take_max:
                 for d in range(width):
-                    if vector[d] > pooled[d] or vector[d] != vector[d]:
+                    if vector[d] >= pooled[d] or vector[d] != vector[d]:
                         pooled[d] = vector[d]
             else:
                 for d in range(width):
@@ -77,6 +77,6 @@ def _pool(features, take_max, l2_normalize, out):
             square = 0.0
             for d in range(width):
                 square += np.float64(pooled[d]) ** 2
-            norm = np.float32(max(np.sqrt(square), 1e-12))
+            norm = max(np.sqrt(square), 1e-12)
             for d in range(width):
-                pooled[d] /= norm
+                pooled[d] = np.float32(pooled[d] / norm)

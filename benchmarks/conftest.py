@@ -1,0 +1,151 @@
+"""Turns pytest-benchmark's results into one table and one CSV.
+
+A test marks its rows with the `row` fixture: which stage (group), which contender, how many
+bytes or images it moves, and whether it is the baseline that the ratios are against. Beside
+them stands a memory-copy probe of the same process: these machines drift, ratios do not.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = (
+    "group", "contender", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms", "bytes", "gb_per_s",
+    "percent_of_copy", "images_per_s", "ratio", "exactness", "threads", "device", "versions", "date",
+)  # fmt: skip
+
+
+@pytest.fixture
+def row(benchmark):
+    """Call it with what the table shall say of this benchmark."""
+
+    def describe(
+        group, contender, *, dtype="", shape="", nbytes=0, images=0, exactness="", baseline=False
+    ):  # noqa: E501
+        benchmark.group = group
+        benchmark.extra_info.update(
+            contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images,
+            exactness=exactness, baseline=baseline, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return benchmark
+
+    return describe
+
+
+@pytest.fixture
+def one_thread():
+    """Kernels are compared on one thread; the pipeline's pool is the parallelism."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    session = getattr(config, "_benchmarksession", None)
+    rows = _rows(session.benchmarks) if session else []
+    if not rows:
+        return
+    for line in _table(rows):
+        terminalreporter.write_line(line)
+    target = os.environ.get("FASTEMBED_BENCH_CSV")
+    if target:
+        path = Path(target) if os.sep in target else RESULTS / target
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        terminalreporter.write_line(f"written: {path}")
+
+
+def copy_bandwidth() -> float:
+    """GB/s, bytes read plus written, of a single-threaded copy that leaves the caches."""
+    source = np.ones(64 * 2**20, dtype=np.uint8)
+    target = np.empty_like(source)
+    times = []
+    for _ in range(15):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / sorted(times)[len(times) // 2] / 1e9
+
+
+def _rows(benchmarks) -> list[dict]:
+    copy = copy_bandwidth()
+    baselines = {
+        (b.group, b.extra_info["dtype"]): b.stats.median
+        for b in benchmarks
+        if b.extra_info.get("baseline")
+    }
+    rows = [
+        {
+            "group": "copy probe", "contender": "np.copyto, one thread",
+            "p50_ms": round(2 * 64 * 2**20 / copy / 1e6, 4),
+            "bytes": 2 * 64 * 2**20, "gb_per_s": round(copy, 1), "percent_of_copy": 100,
+            **_machine(),
+        }
+    ]  # fmt: skip
+    for b in benchmarks:
+        info = b.extra_info
+        p20, p50, p80 = np.percentile(b.stats.data, [20, 50, 80])
+        speed = info["bytes"] / p50 / 1e9
+        baseline = baselines.get((b.group, info["dtype"]))
+        rows.append(
+            {
+                "group": b.group,
+                **{name: info[name] for name in ("contender", "dtype", "shape", "exactness")},
+                "p20_ms": round(p20 * 1e3, 4),
+                "p50_ms": round(p50 * 1e3, 4),
+                "p80_ms": round(p80 * 1e3, 4),
+                "bytes": info["bytes"] or "",
+                "gb_per_s": round(speed, 2) if speed else "",
+                "percent_of_copy": round(100 * speed / copy, 1) if speed else "",
+                "images_per_s": round(info["images"] / p50, 1) if info["images"] else "",
+                "ratio": round(baseline / p50, 2) if baseline else "",
+                "threads": info["threads"],
+                **_machine(),
+            }
+        )
+    return rows
+
+
+def _machine() -> dict:
+    import numba
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+        device = f"{name or platform.machine()}, {os.cpu_count()} cores"
+    versions = f"torch {torch.__version__} numpy {np.__version__} numba {numba.__version__}"
+    return {"device": device, "versions": versions, "date": date.today().isoformat()}
+
+
+def _table(rows: list[dict]) -> list[str]:
+    lines = ["", f"{rows[0]['device']}; {rows[0]['versions']}", ""]
+    lines.append(
+        f"{'':<44} {'dtype':<9} {'p50 ms':>10} {'GB/s':>7} {'% copy':>7} {'img/s':>9} {'ratio':>8}"
+    )
+    group = None
+    for row in rows:
+        if row["group"] != group:
+            group = row["group"]
+            lines.append(group)
+        lines.append(
+            f"  {row['contender']:<42} {row.get('dtype', ''):<9} {row['p50_ms']:>10.3f} "
+            f"{row['gb_per_s']!s:>7} {row['percent_of_copy']!s:>7} "
+            f"{row.get('images_per_s', '')!s:>9} {row.get('ratio', '')!s:>8}"
+        )
+    lines.append("ratio: how many times faster than the row of its group that has 1.0")
+    return lines

@@ -1,0 +1,40 @@
+"""Every op of the case table on every backend, each gated by its oracle.
+
+The automatic backend order (fastembed/dispatch.py) is read off this benchmark's CSV.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastembed import dispatch, testing
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CASES = [(case, dtype) for case in testing.CASES for dtype in case.dtypes]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("backend", dispatch.BACKENDS)
+@pytest.mark.parametrize("case,dtype", CASES, ids=[f"{c.op}-{d}" for c, d in CASES])
+def test_op(row, case, dtype, backend):
+    if backend == "triton" and DEVICE == "cpu":
+        pytest.skip("interpreted Triton has no speed")
+    for kernel in case.kernels:
+        function, reason = dispatch.find(case.family, kernel, DEVICE, backend)
+        if function is None:
+            pytest.skip(f"{backend} {kernel}: {reason}")
+    arguments = case.make(dtype, 1080, 1080, seed=0)
+    arguments = {
+        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()
+    }
+    result = testing.as_numpy(case.run(arguments, backend))
+    expected = case.oracle(arguments)
+    tolerance = max(case.tolerance, torch.finfo(getattr(torch, dtype)).eps if case.tolerance else 0)
+    assert (abs(result.astype("f8") - expected) <= tolerance * abs(expected.astype("f8"))).all()
+    benchmark = row(
+        f"op {case.op}", backend, dtype=dtype, shape="5x1080x1080" if "image" in arguments
+        else "1080x4x1080", nbytes=case.bytes_moved(arguments), baseline=backend == "reference",
+        exactness="bits" if not case.tolerance else f"{case.tolerance:g} relative",
+    )  # fmt: skip
+    benchmark.pedantic(case.run, args=(arguments, backend), rounds=9, warmup_rounds=1)

@@ -1,0 +1,241 @@
+"""The stages of ``fastembed multichannel`` beside the plain NumPy way of doing them.
+
+Each group's baseline (ratio 1.0) is what a script would write; where a stronger way is known
+(for percentiles: two selects of one rank each), it is a row of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastembed import MultiCrop, Percentile, load_engine, ops, testing
+from fastembed.npy import PixelBuffer, read_channels, write_atomically
+
+SIZE = 1080
+SHAPE = f"5x{SIZE}x{SIZE}"
+DTYPES = ("uint16", "float32")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def image(request):
+    return testing.microscopy(request.param, SIZE, SIZE, seed=0)
+
+
+@pytest.fixture(scope="module")
+def origins():
+    return ops.crop_origins((SIZE, SIZE), 4, 224, seed=0, key="benchmark")
+
+
+@pytest.mark.parametrize("contender", ["np.load, first 5 of 8", "read_channels"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_read(row, tmp_path, dtype, contender):
+    path = tmp_path / "tensor.npy"
+    tensor = testing.microscopy(dtype, SIZE, SIZE, seed=0, channels=8)
+    np.save(path, tensor)
+    buffer = PixelBuffer()
+    readers = {
+        "np.load, first 5 of 8": lambda: np.load(path)[:5],
+        "read_channels": lambda: read_channels(path, 5, buffer),
+    }
+    np.testing.assert_array_equal(np.asarray(readers[contender]()), tensor[:5])
+    benchmark = row(
+        "read 5 of 8 channels, page cache", contender, dtype=dtype, shape=f"8x{SIZE}x{SIZE}",
+        nbytes=tensor[:5].nbytes, images=1, baseline=contender.startswith("np"), exactness="bits",
+    )  # fmt: skip
+    benchmark(readers[contender])
+
+
+def numpy_bounds(image):
+    return np.array(
+        [[np.percentile(channel.astype(np.float32), q) for q in (1.0, 99.0)] for channel in image]
+    )
+
+
+def two_partitions(image):
+    """The strongest NumPy way: one rank per select, the second on the upper part."""
+    result = np.empty((len(image), 2), dtype=np.float32)
+    n = image[0].size
+    (k_low, t_low), (k_high, t_high) = (divmod((n - 1) * q, 1) for q in (0.01, 0.99))
+    k_low, k_high = int(k_low), int(k_high)
+    for channel, bounds in zip(image, result, strict=True):
+        values = np.partition(channel.ravel(), k_low)
+        upper = np.partition(values[k_low + 1 :], k_high - k_low - 1)
+        rank = k_high - k_low - 1
+        ends = (values[k_low], upper.min(), t_low), (upper[rank], upper[rank + 1 :].min(), t_high)
+        for side, (a, b, t) in enumerate(ends):
+            a, b = np.float32(a), np.float32(b)
+            gap = b - a
+            bounds[side] = a + gap * np.float32(t) if t < 0.5 else b - gap * np.float32(1 - t)
+    return result
+
+
+@pytest.mark.parametrize("contender", ["np.percentile", "two np.partition", "numba"])
+def test_percentile(row, image, contender):
+    run = {
+        "np.percentile": numpy_bounds,
+        "two np.partition": two_partitions,
+        "numba": lambda image: ops.percentile_bounds(image, backend="numba"),
+    }[contender]
+    np.testing.assert_array_equal(
+        np.asarray(run(image), dtype=np.float32), testing.oracle_bounds(image, 1, 99)
+    )
+    benchmark = row(
+        "percentiles 1 and 99 of 5 channels", contender, dtype=str(image.dtype), shape=SHAPE,
+        nbytes=image.nbytes, baseline=contender == "np.percentile", exactness="bits",
+    )  # fmt: skip
+    benchmark(run, image)
+
+
+def numpy_levels(image):
+    levels = np.empty(image.shape, dtype=np.uint8)
+    for channel, out, (lo, hi) in zip(image, levels, numpy_bounds(image), strict=True):
+        x = channel.astype(np.float32)
+        lo, hi = np.float32(lo), np.float32(hi)
+        out[:] = np.rint((np.clip(x, lo, hi) - lo) / (hi - lo) * np.float32(255))
+    return levels
+
+
+def numpy_crops(levels, origins):
+    crops = np.stack([levels[:, y : y + 224, x : x + 224] for y, x in origins])
+    mean = np.array(testing.IMAGENET_MEAN, dtype=np.float32)[:, None, None]
+    std = np.array(testing.IMAGENET_STD, dtype=np.float32)[:, None, None]
+    return torch.from_numpy((crops.astype(np.float32) / 255 - mean) / std).to(torch.bfloat16)
+
+
+def our_crops(image, origins, backend, quantize=None):
+    return ops.gather_crops(
+        torch.from_numpy(image), torch.from_numpy(origins), 224,
+        quantize=quantize if quantize is not None else Percentile(),
+        mean=testing.IMAGENET_MEAN, std=testing.IMAGENET_STD, dtype=torch.bfloat16,
+        backend=backend,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("contender", ["NumPy", "numba"])
+def test_percentile_and_crops(row, image, origins, contender):
+    run = {
+        "NumPy": lambda: numpy_crops(numpy_levels(image), origins),
+        "numba": lambda: our_crops(image, origins, "numba"),
+    }[contender]
+    assert torch.equal(run(), numpy_crops(numpy_levels(image), origins))
+    benchmark = row(
+        "percentiles + 4 crops of 224 -> bf16", contender, dtype=str(image.dtype), shape=SHAPE,
+        nbytes=image.nbytes, images=1, baseline=contender == "NumPy", exactness="bits",
+    )  # fmt: skip
+    benchmark(run)
+
+
+@pytest.mark.parametrize("contender", ["NumPy, whole image", "reference", "numba", "native"])
+def test_gather(row, image, origins, contender):
+    ramp = torch.from_numpy(testing.oracle_ramp(image))
+
+    def numpy_way():
+        levels = np.empty(image.shape, dtype=np.uint8)
+        for channel, out, (*_, lo, hi, span) in zip(image, levels, ramp.numpy(), strict=True):
+            x = channel.astype(np.float32)
+            out[:] = np.rint((np.clip(x, lo, hi) - lo) / span * np.float32(255))
+        return numpy_crops(levels, origins)
+
+    if contender.startswith("NumPy"):
+        run = numpy_way
+    else:
+        if contender == "native" and ops.crops.dispatch.load_native():
+            pytest.skip(ops.crops.dispatch.load_native())
+
+        def run():
+            return our_crops(image, origins, contender, ramp)
+
+    assert torch.equal(run(), numpy_way())
+    pixels = 4 * 5 * 224 * 224
+    benchmark = row(
+        "gather 4 crops of 224 -> bf16", contender, dtype=str(image.dtype), shape=SHAPE,
+        nbytes=pixels * (image.itemsize + 2), images=1, baseline=contender.startswith("NumPy"),
+        exactness="bits",
+    )  # fmt: skip
+    benchmark(run)
+
+
+@pytest.mark.parametrize(
+    "contender", ["timm fp32, one sample a call", "engine, fp32", "engine, auto"]
+)
+def test_engine(row, contender):
+    """4 crops of 5 channels through a DINOv3 ViT-S; the engine batches crops of 4 samples."""
+    torch.set_num_threads(torch.get_num_interop_threads() * 2)
+    precision = "auto" if contender.endswith("auto") else "fp32"
+    with pytest.warns(UserWarning, match="RANDOM"):
+        engine = load_engine("dinov3:vits16", weights="random", channels=5, precision=precision)
+    batch = torch.rand(16, 5, 224, 224)
+    if contender.startswith("timm"):
+        import timm
+
+        model = timm.create_model("vit_small_patch16_dinov3", in_chans=5, num_classes=0).eval()
+
+        @torch.inference_mode()
+        def run():
+            return [model.forward_features(crops)[:, 0] for crops in batch.split(4)]
+    else:
+        batch = batch.to(engine.contract.dtype)
+
+        def run():
+            return engine(batch)
+
+    benchmark = row(
+        "DINOv3 ViT-S/16, 5 x 224 x 224", contender, dtype=precision, shape="16 crops", images=16,
+        baseline=contender.startswith("timm"),
+    )  # fmt: skip
+    if not contender.startswith("timm"):
+        benchmark.extra_info["dtype"] = ""
+    else:
+        benchmark.extra_info["dtype"] = ""
+    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("contender", ["np.save", "write_atomically (fsync)"])
+def test_write(row, tmp_path, contender):
+    vectors = np.random.default_rng(0).standard_normal((64, 1024)).astype(np.float32)
+
+    def write():
+        for i, vector in enumerate(vectors):
+            if contender == "np.save":
+                np.save(tmp_path / f"{i}.npy", vector)
+            else:
+                write_atomically(tmp_path / f"{i}.npy", vector)
+
+    write()
+    np.testing.assert_array_equal(np.load(tmp_path / "63.npy"), vectors[63])
+    benchmark = row(
+        "write 64 vectors of 1024 float32", contender, dtype="float32", shape="64x1024",
+        nbytes=vectors.nbytes, images=64, baseline=contender == "np.save", exactness="bits",
+    )  # fmt: skip
+    benchmark(write)
+
+
+@pytest.mark.parametrize("contender", ["NumPy", "recipe"])
+def test_prepare_one_sample(row, image, contender):
+    """The recipe as the pipeline calls it, contract and all, beside the NumPy way."""
+    from fastembed.engines import InputContract
+
+    contract = InputContract(
+        224, 5, (0, 1, 2, 3, 4), testing.IMAGENET_MEAN, testing.IMAGENET_STD, "bilinear",
+        torch.bfloat16,
+    )  # fmt: skip
+    recipe = MultiCrop(Percentile())
+    tensor = torch.from_numpy(image)
+    out = torch.empty(4, 5, 224, 224, dtype=torch.bfloat16)
+    origins = ops.crop_origins((SIZE, SIZE), 4, 224, 0, "key")
+
+    def ours():
+        recipe.prepare(tensor, "key", contract).fill(0, out)
+        return out
+
+    run = ours if contender == "recipe" else lambda: numpy_crops(numpy_levels(image), origins)
+    assert torch.equal(run(), numpy_crops(numpy_levels(image), origins))
+    benchmark = row(
+        "one sample into the batch, as the pipeline does", contender, dtype=str(image.dtype),
+        shape=SHAPE, nbytes=image.nbytes, images=1, baseline=contender == "NumPy",
+        exactness="bits",
+    )  # fmt: skip
+    benchmark(run)

@@ -1,0 +1,133 @@
+// Contract: fastembed/ops/crops.py.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "floats.h"
+#include "quantize_row.h"
+
+namespace fastembed::cpu {
+namespace {
+
+template <class Pixel, class Value>
+FASTEMBED_INLINE void gather(const GatherCrops& op) {
+  constexpr int64_t kRun = 1024;  // levels that stay in L1 between the two loops
+  uint8_t levels[kRun];
+  const Pixel* image = static_cast<const Pixel*>(op.image);
+  Value* out = static_cast<Value*>(op.out);
+  for (int64_t n = 0; n < op.crops; ++n) {
+    const int64_t top = op.origins[2 * n], left = op.origins[2 * n + 1];
+    for (int64_t p = 0; p < op.count; ++p) {
+      const int64_t channel = op.planes[p];
+      const Ramp ramp = op.ramp[channel];
+      const Value* table = static_cast<const Value*>(op.table) + 256 * p;
+      for (int64_t y = 0; y < op.size; ++y) {
+        const Pixel* row = image + (channel * op.height + top + y) * op.width + left;
+        for (int64_t x = 0; x < op.size; x += kRun) {
+          const int64_t run = std::min(kRun, op.size - x);
+          quantize_row(row + x, run, ramp, levels);
+          for (int64_t i = 0; i < run; ++i) *out++ = table[levels[i]];
+        }
+      }
+    }
+  }
+}
+
+template <class Pixel>
+FASTEMBED_INLINE void gather_of(const GatherCrops& op) {
+  switch (op.value_bytes) {
+    case 1:
+      return gather<Pixel, uint8_t>(op);
+    case 2:
+      return gather<Pixel, uint16_t>(op);
+    case 4:
+      return gather<Pixel, uint32_t>(op);
+  }
+}
+
+FASTEMBED_INLINE double inverse_norm(const float* values, int64_t count) {
+  // In float64 no square overflows. Eight sums instead of one: a single chain of additions
+  // would wait for itself.
+  double lanes[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int lane = 0; lane < 8; ++lane) {
+      lanes[lane] += static_cast<double>(values[i + lane]) * values[i + lane];
+    }
+  }
+  for (; i < count; ++i) lanes[0] += static_cast<double>(values[i]) * values[i];
+  double square = 0;
+  for (double lane : lanes) square += lane;
+  const double norm = std::sqrt(square);
+  return 1 / (norm < 1e-12 ? 1e-12 : norm);  // NaN stays NaN
+}
+
+template <class Feature, class Value>
+FASTEMBED_INLINE void pool(const PoolCrops& op) {
+  const Feature* crop = static_cast<const Feature*>(op.features);
+  Value* out = static_cast<Value*>(op.out);
+  const int64_t dim = op.dim;
+  std::vector<float> pooled(dim);
+  float* sum = pooled.data();
+  for (int64_t s = 0; s < op.samples; ++s, out += dim) {
+    for (int64_t d = 0; d < dim; ++d) sum[d] = widen(crop[d]);
+    crop += dim;
+    for (int64_t n = 1; n < op.crops; ++n, crop += dim) {
+      if (op.take_max) {
+        for (int64_t d = 0; d < dim; ++d) {
+          const float x = widen(crop[d]);
+          sum[d] = x >= sum[d] || x != x ? x : sum[d];
+        }
+      } else {
+        for (int64_t d = 0; d < dim; ++d) sum[d] += widen(crop[d]);
+      }
+    }
+    if (!op.take_max) {
+      const float crops = static_cast<float>(op.crops);
+      for (int64_t d = 0; d < dim; ++d) sum[d] /= crops;
+    }
+    if (op.l2_normalize) {
+      const double factor = inverse_norm(sum, dim);
+      for (int64_t d = 0; d < dim; ++d) sum[d] = static_cast<float>(sum[d] * factor);
+    }
+    for (int64_t d = 0; d < dim; ++d) narrow(sum[d], out[d]);
+  }
+}
+
+template <class Feature>
+FASTEMBED_INLINE void pool_of(const PoolCrops& op) {
+  switch (op.value) {
+    case Real::kFloat32:
+      return pool<Feature, float>(op);
+    case Real::kBFloat16:
+      return pool<Feature, BFloat16>(op);
+    case Real::kFloat16:
+      return pool<Feature, Float16>(op);
+  }
+}
+
+}  // namespace
+
+FASTEMBED_SIMD void gather_crops(const GatherCrops& op) {
+  switch (op.pixel) {
+    case Pixel::kUInt8:
+      return gather_of<uint8_t>(op);
+    case Pixel::kUInt16:
+      return gather_of<uint16_t>(op);
+    case Pixel::kFloat32:
+      return gather_of<float>(op);
+  }
+}
+
+FASTEMBED_SIMD void pool_crops(const PoolCrops& op) {
+  switch (op.feature) {
+    case Real::kFloat32:
+      return pool_of<float>(op);
+    case Real::kBFloat16:
+      return pool_of<BFloat16>(op);
+    case Real::kFloat16:
+      return pool_of<Float16>(op);
+  }
+}
+
+}  // namespace fastembed::cpu

@@ -1,0 +1,51 @@
+// Contract: fastembed/ops/quantize.py.
+#include <algorithm>
+
+#include "launch.cuh"
+#include "quantize.h"
+
+namespace fastembed::cuda {
+namespace {
+
+// Blocks: x over pixels, y over channels.
+template <class Pixel>
+__global__ void __launch_bounds__(kThreads) quantize_kernel(Quantize op) {
+  const Pixel* image = static_cast<const Pixel*>(op.image);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t c = blockIdx.y; c < op.channels; c += gridDim.y) {
+    const Ramp ramp = op.ramp[c];
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    for (int64_t i = first; i < op.pixels; i += step) {
+      op.out[c * op.pixels + i] = level(image[c * op.pixels + i], ramp);
+    }
+  }
+}
+
+template <class Pixel>
+const char* run(const Quantize& op, cudaStream_t stream) {
+  // Eight pixels per thread pay for its load of the ramp.
+  constexpr int64_t kPixels = 8 * kThreads;
+  const int64_t blocks = std::min<int64_t>((op.pixels + kPixels - 1) / kPixels, 1 << 20);
+  const dim3 grid(static_cast<unsigned>(blocks),
+                  static_cast<unsigned>(std::min(op.channels, kMaxGridY)));
+  quantize_kernel<Pixel><<<grid, kThreads, 0, stream>>>(op);
+  return launch_error();
+}
+
+}  // namespace
+
+const char* quantize(const Quantize& op, void* stream) {
+  if (op.channels == 0 || op.pixels == 0) return nullptr;
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (op.pixel) {
+    case Pixel::kUInt8:
+      return run<uint8_t>(op, on);
+    case Pixel::kUInt16:
+      return run<uint16_t>(op, on);
+    case Pixel::kFloat32:
+      return run<float>(op, on);
+  }
+  return "unknown pixel type";
+}
+
+}  // namespace fastembed::cuda

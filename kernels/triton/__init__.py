@@ -1,0 +1,1 @@
+"""CUDA kernels compiled by Triton at first use: loops only, contracts in fastembed/ops."""
