@@ -21,7 +21,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     "group", "contender", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms", "bytes", "gb_per_s",
-    "percent_of_copy", "images_per_s", "ratio", "exactness", "threads", "device", "versions", "date",
+    "percent_of_copy", "images_per_s", "ratio", "exactness", "threads", "device", "versions",
+    "date",
 )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def row(benchmark):
 
     def describe(
         group, contender, *, dtype="", shape="", nbytes=0, images=0, exactness="", baseline=False
-    ):  # noqa: E501
+    ):
         benchmark.group = group
         benchmark.extra_info.update(
             contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images,

@@ -55,13 +55,14 @@ def test_vectors_of_other_shapes(tmp_path):
 
 
 def fill(connection, *statements: str) -> None:
+    statements = (
+        "CREATE TABLE image_embeddings"
+        "(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)",
+        "INSERT INTO image_embeddings(embedding_path, text_id) "
+        "VALUES ('b.npy', 2), ('a.npy', 1), ('c.npy', 3)",
+        *statements,
+    )
     with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TABLE image_embeddings(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)"
-        )
-        cursor.execute(
-            "INSERT INTO image_embeddings(embedding_path, text_id) VALUES ('b.npy', 2), ('a.npy', 1), ('c.npy', 3)"
-        )
         for statement in statements:
             cursor.execute(statement)
 

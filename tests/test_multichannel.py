@@ -23,10 +23,6 @@ from fastembed.datasets import EmbeddingTextDataset, fetch_embeddings_and_texts
 SMALL = ["--model", "dinov3:vits16", "--weights", "random", "--img-size", "32", "--batch-size", "8"]
 
 
-def url(database) -> str:
-    return database.url
-
-
 def fill_tables(connection, rows, texts=("a", "b", "c", "d")) -> None:
     with connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE cpjump1_dinov3_tensors(tensor_path TEXT, text_id INTEGER)")
@@ -54,7 +50,7 @@ def fastembed(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_database_to_dataset(plates, tmp_path, database, connection, capsys):
     plates.fill(9)
     fill_tables(connection, plates.rows)
-    command = ["multichannel", "--db", url(database), "--output-dir", str(tmp_path / "out"), *SMALL]
+    command = ["multichannel", "--db", database.url, "--output-dir", str(tmp_path / "out"), *SMALL]
     assert cli.main([*command, "--report", str(tmp_path / "report.json")]) == 0
     captured = capsys.readouterr()
     assert "9 embedded, 0 already done, 0 failed" in captured.out
@@ -108,7 +104,7 @@ def test_real_images_on_postgres(real_data, tmp_path, database, connection):
         rows.append((str(path), i))
     fill_tables(connection, rows)
     command = [
-        "multichannel", "--db", url(database), "--model", "dinov3:vits16", "--weights", "random",
+        "multichannel", "--db", database.url, "--model", "dinov3:vits16", "--weights", "random",
         "--n-crops", "2",
     ]  # fmt: skip
     means = ",".join(f"{image.mean():.2f}" for image in images)
@@ -138,7 +134,7 @@ def test_kill_minus_nine_and_again(plates, tmp_path, database, connection):
     )
     expected = {n: b for n, b in read_outputs(whole).items() if n.endswith(".npy")}
 
-    command = ["multichannel", "--db", url(database), "--output-dir", str(killed), *SMALL]
+    command = ["multichannel", "--db", database.url, "--output-dir", str(killed), *SMALL]
     draw = random.Random(7)
     committed = 0
     for _ in range(3):
@@ -231,7 +227,7 @@ def test_the_database_dies_in_the_middle(
         commits.append(len(items))
         return commit(self, items)
 
-    command = ["multichannel", "--db", url(database), "--output-dir", str(tmp_path / "out"), *SMALL]
+    command = ["multichannel", "--db", database.url, "--output-dir", str(tmp_path / "out"), *SMALL]
     with monkeypatch.context() as patch:
         patch.setattr(indexes.Postgres, "commit", dying)
         patch.setattr("fastembed.pipeline._COMMIT_ROWS", 4)
@@ -272,7 +268,7 @@ def test_refusals(plates, tmp_path, capsys, database):
         ([*base, *SMALL, "--precision", "fp16", "--device", "cpu"], 1, "fp16"),
         ([*base[:3], "--manifest", str(tmp_path / "no.csv"), *SMALL], 1, "no.csv"),
         ([*base[:3], "--manifest", str(stats), *SMALL], 1, "column tensor_path"),
-        ([*base[:3], "--db", url(database), *SMALL], 1, "cpjump1_dinov3_tensors"),
+        ([*base[:3], "--db", database.url, *SMALL], 1, "cpjump1_dinov3_tensors"),
         ([*base[:3], "--db-host", "127.0.0.1", "--db-port", "1", "--db-user", "u", "--db-password",
           "hunter2", *SMALL], 1, "cannot connect to PostgreSQL u@127.0.0.1:1/cpjump1"),
     ]  # fmt: skip
@@ -346,8 +342,10 @@ def test_wrong_password_is_never_shown(tmp_path, postgres_folder, database, conn
         Path(hba).write_text("local all guarded scram-sha-256\n" + rules)
         cursor.execute("SELECT pg_reload_conf()")
     time.sleep(0.5)
-    command = ["multichannel", "--db", url(database), "--db-user", "guarded", "--db-password", "wr0ng-secret",
-               "--output-dir", str(tmp_path / "out"), *SMALL]  # fmt: skip
+    command = [
+        "multichannel", "--db", database.url, "--db-user", "guarded",
+        "--db-password", "wr0ng-secret", "--output-dir", str(tmp_path / "out"), *SMALL,
+    ]  # fmt: skip
     assert cli.main(command) == 1
     captured = capsys.readouterr()
     assert "password authentication failed" in captured.err

@@ -1,0 +1,31 @@
+# Each target shows the pip and pytest lines that it runs; they work by hand just as well.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test bench lint clean
+
+# Everything that is installed, once: torch first, since the native kernels build against it.
+$(VENV)/installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel cmake ninja
+	$(BIN)/pip install --quiet torch torchvision
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/fastembed demo --out demo_out
+
+test: $(VENV)/installed lint
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=median --quiet
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*
+
+clean:
+	rm -rf $(VENV) build demo_out *.egg-info fastembed/_native.so

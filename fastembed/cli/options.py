@@ -1,0 +1,119 @@
+"""Options and their types that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..database import DEFAULT_DATABASE, DBConfig, embedded
+
+
+class UsageError(ValueError):
+    """Options that contradict each other or the contract."""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=96)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return number
+
+
+def channels(text: str) -> tuple[int, ...]:
+    """'0-4' or '0,2,5-7' as numbers."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must look like 0-4 or 0,2,5; got {text}") from None
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise argparse.ArgumentTypeError(f"must name each channel once; got {text}")
+    return tuple(numbers)
+
+
+def shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    try:
+        shard = int(part), int(parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must look like 0/3; got {text}") from None
+    if not 0 <= shard[0] < shard[1]:
+        raise argparse.ArgumentTypeError(f"must be I/N with 0 <= I < N; got {text}")
+    return shard
+
+
+def add_database(group: argparse._ArgumentGroup) -> None:
+    """--db and its parts, under the names that existing command lines use."""
+    group.add_argument("--db", metavar="URL", help="libpq URL or key=value string, or 'embedded'")
+    group.add_argument("--db-host", metavar="HOST")
+    group.add_argument("--db-port", type=int, metavar="PORT")
+    group.add_argument("--db-name", metavar="NAME", help=f"default {DEFAULT_DATABASE}")
+    group.add_argument("--db-user", metavar="USER")
+    group.add_argument(
+        "--db-password",
+        metavar="PASSWORD",
+        help="other users can see it in the process list: PGPASSWORD or ~/.pgpass are better",
+    )
+
+
+def database_of(arguments: argparse.Namespace) -> DBConfig | None:
+    """The database that the options name; None where a manifest does without."""
+    flags = (arguments.db_host, arguments.db_port, arguments.db_user, arguments.db_password)
+    named = any(flag is not None for flag in flags)
+    if arguments.db == "embedded" or not (arguments.db or named or arguments.manifest):
+        if named:
+            raise UsageError("--db embedded takes no host, port, user or password")
+        folder = arguments.output_dir.resolve()
+        return embedded(
+            folder.with_name(f"{folder.name}_postgres"), arguments.db_name or DEFAULT_DATABASE
+        )
+    if not (arguments.db or named or arguments.db_name):
+        return None
+    return DBConfig(
+        host=arguments.db_host,
+        port=arguments.db_port,
+        database=arguments.db_name or (None if arguments.db else DEFAULT_DATABASE),
+        user=arguments.db_user,
+        password=arguments.db_password,
+        url=arguments.db,
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What every extraction has: batches, workers, failures, report."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="crops per model call; part of the settings, since bits can depend "
+        "on it; default 16 on a CPU, 128 on a GPU",
+    )
+    group.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="reader threads; default one per core, at most 8",
+    )
+    group.add_argument("--strict", action="store_true", help="stop at the first sample that fails")
+    group.add_argument(
+        "--allow-failures", action="store_true", help="exit with 0 although samples failed"
+    )
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove what the output folder holds and start afresh",
+    )
+    group.add_argument(
+        "--report",
+        type=Path,
+        metavar="JSON",
+        help="write counts, times, settings and versions there",
+    )
