@@ -93,6 +93,35 @@ def authors_state(channels: int = 5, storage: int = 0, seed: int = 0) -> dict[st
     return state
 
 
+def patches(s: dict[str, Tensor], x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, D, h, w], by one kernel, or by one per channel and their fusion."""
+
+    def conv(x, name):
+        return F.conv2d(
+            x, s[f"patch_embed.{name}.weight"], s[f"patch_embed.{name}.bias"], stride=16
+        )
+
+    if "patch_embed.proj.weight" in s:
+        return conv(x, "proj")
+    features = [conv(x[:, c : c + 1], f"per_channel_proj.{c}") for c in range(x.shape[1])]
+    means = torch.stack([f.mean(dim=(1, 2, 3)) for f in features], dim=1)
+    sums = []
+    for mixer in ("fuse_mlp", "fuse_mlp_a", "fuse_mlp_b"):
+        name = f"patch_embed.{mixer}"
+        if f"{name}.0.weight" not in s:
+            continue
+        hidden = (means @ s[f"{name}.0.weight"].T + s[f"{name}.0.bias"]).clamp_min(0)
+        logits = hidden @ s[f"{name}.2.weight"].T + s[f"{name}.2.bias"]
+        weights = 1 / (1 + (-logits).exp())
+        sums.append(
+            sum(w[:, None, None, None] * f for w, f in zip(weights.T, features, strict=True))
+        )
+    if len(sums) == 1:
+        return sums[0]
+    gate = s["patch_embed.combine_gate"].clamp(0, 1)
+    return gate * sums[0] + (1 - gate) * sums[1]
+
+
 def reference(
     s: dict[str, Tensor],
     x: Tensor,
@@ -105,7 +134,7 @@ def reference(
     """Post-norm tokens [B, T, D] of a DINOv3 ViT in float64, except for the stated angle format."""
     s, x = {k: v.double() for k, v in s.items()}, x.double()
     grid, head = x.shape[-1] // 16, DIM // HEADS
-    y = F.conv2d(x, s["patch_embed.proj.weight"], s["patch_embed.proj.bias"], stride=16)
+    y = patches(s, x)
     y = y.flatten(2).transpose(1, 2)
     prefix = torch.cat([s["cls_token"], s.get("storage_tokens", torch.zeros(1, 0, DIM))], dim=1)
     y = torch.cat([prefix.expand(len(x), -1, -1), y], dim=1)
@@ -212,6 +241,36 @@ def test_five_channel_teacher_without_storage_tokens(config, save):
     assert engine.contract.channel_map == (0, 1, 2, 3, 4)
 
 
+@pytest.mark.parametrize("strategy", ["channelvit", "dichavit"])
+@pytest.mark.parametrize("gate", [0.3, 1.7])
+def test_channels_that_are_fused(config, save, strategy, gate):
+    """The CPJUMP1 configuration's own patch embedding: a kernel per channel, fused by content."""
+    state = authors_state()
+    generator = torch.Generator().manual_seed(5)
+    del state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
+    for c in range(5):
+        name = f"patch_embed.per_channel_proj.{c}"
+        state[f"{name}.weight"] = 0.1 * torch.randn(DIM, 1, 16, 16, generator=generator)
+        state[f"{name}.bias"] = torch.randn(DIM, generator=generator)
+    for mixer in ("fuse_mlp",) if strategy == "channelvit" else ("fuse_mlp_a", "fuse_mlp_b"):
+        name = f"patch_embed.{mixer}"
+        state[f"{name}.0.weight"] = 20 * torch.randn(32, 5, generator=generator)
+        state[f"{name}.0.bias"] = torch.randn(32, generator=generator)
+        state[f"{name}.2.weight"] = torch.randn(5, 32, generator=generator)
+        state[f"{name}.2.bias"] = torch.randn(5, generator=generator)
+    if strategy == "dichavit":
+        state["patch_embed.combine_gate"] = torch.tensor([gate])
+    engine = engine_of(
+        config(("inflate", strategy)), save(teacher(state)), channels=5, output="tokens"
+    )
+    x = images(2, 5)
+    close(engine(x), reference(state, x))
+    alone = engine(x[1:])
+    assert torch.equal(alone[0], engine(x)[1])  # the fusion weights are the image's own
+    with pytest.raises(ValueError, match="per_channel_proj"):
+        engine_of(config(("inflate", strategy)), save(authors_state()), channels=5)
+
+
 @pytest.mark.parametrize(
     ("replacements", "oracle"),
     [
@@ -288,10 +347,9 @@ def test_raw_intensity_statistics_are_refused(config, save):
     [
         (("  patch_drop: 0.0", "  patch_dorp: 0.0"), "unknown key.*patch_dorp"),
         (
-            ("inflate", "channelvit"),
-            "patch_embed_strategy must be one of .*inflate.* got 'channelvit'",
+            ("inflate", "hyenavit"),
+            "patch_embed_strategy must be one of .*inflate.*channelvit.* got 'hyenavit'",
         ),
-        (("inflate", "dichavit"), "got 'dichavit'"),
         (
             ("arch: vit_tiny_for_tests", "arch: convnext_tiny"),
             "student.arch must be one of vit_small",

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 CHANNEL_MODES = ("inflate", "replicate")
 
+# Patch embeddings of DINO configurations: one kernel over all channels, or one per channel.
+PATCH_EMBEDDINGS = ("inflate", "channelvit", "dichavit")
+
 
 def channel_map(mode: str, channels: int, model_channels: int) -> tuple[int, ...]:
     """The source channel of each input plane, checked against the model's channel count.
@@ -61,3 +64,40 @@ def inflate_conv(conv: nn.Conv2d, channels: int) -> None:
     """Widen a patch embedding in place from 3 to `channels` input channels."""
     conv.weight = nn.Parameter(inflate_kernel(conv.weight.detach(), channels), requires_grad=False)
     conv.in_channels = channels
+
+
+class FusedChannels(nn.Module):
+    """One patch kernel per channel, the channels then weighed by what the image holds.
+
+    f_c = conv_c(x_c) and m_c its mean over all D x h x w, so m is [B, C]. ``channelvit`` gives
+    sum_c w_c f_c with w = sigmoid(W2 relu(W1 m + b1) + b2); ``dichavit`` makes two such sums and
+    mixes them by a gate, clamped to 0..1. [B, C, H, W] -> [B, D, h, w]. Parameters carry the
+    names of the checkpoints.
+    """
+
+    def __init__(self, fusion: str, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.in_channels, self.kernel_size = channels, (patch_size, patch_size)
+        self.per_channel_proj = nn.ModuleList(
+            nn.Conv2d(1, dim, patch_size, patch_size) for _ in range(channels)
+        )
+        self.mixers = ("fuse_mlp",) if fusion == "channelvit" else ("fuse_mlp_a", "fuse_mlp_b")
+        hidden = max(32, dim // 16)
+        for name in self.mixers:
+            layers = nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+            setattr(self, name, nn.Sequential(*layers))
+        if fusion == "dichavit":
+            self.combine_gate = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, image: Tensor) -> Tensor:
+        parts = zip(self.per_channel_proj, image.split(1, dim=1), strict=True)
+        features = torch.stack([conv(channel) for conv, channel in parts], dim=1)  # B C D h w
+        means = features.mean(dim=(2, 3, 4))
+        mixed = [
+            torch.einsum("bcdhw,bc->bdhw", features, getattr(self, name)(means).sigmoid())
+            for name in self.mixers
+        ]
+        if len(mixed) == 1:
+            return mixed[0]
+        gate = self.combine_gate.clamp(0.0, 1.0)
+        return gate * mixed[0] + (1 - gate) * mixed[1]

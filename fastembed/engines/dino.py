@@ -15,6 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .channels import FusedChannels
+
 # arch: (dim, depth, heads, FFN ratio), as in the training code of DINOv3.
 ARCHS = {
     "vit_small": (384, 12, 6, 4.0),
@@ -47,6 +49,7 @@ class DinoArch:
     rope_periods: tuple[float, float] | None = None
     rope_coords: str = "separate"
     rope_dtype: str = "fp32"
+    patch_embedding: str = "inflate"
 
 
 def ffn_width(dim: int, ratio: float, layer: str) -> int:
@@ -127,6 +130,10 @@ def build_dinov3(arch: DinoArch, size: int) -> nn.Module:
         use_fc_norm=False,
         dynamic_img_size=False,
     )
+    if arch.patch_embedding != "inflate":
+        model.patch_embed.proj = FusedChannels(
+            arch.patch_embedding, arch.in_chans, arch.dim, arch.patch_size
+        )
     set_rope(model, arch, size // arch.patch_size)
     return model
 
@@ -168,6 +175,9 @@ _DINOV3_RENAMES = (
     ("mlp.w1.", "mlp.fc1_g."),
     ("mlp.w2.", "mlp.fc1_x."),
     ("mlp.w3.", "mlp.fc2."),
+    ("patch_embed.per_channel_proj.", "patch_embed.proj.per_channel_proj."),
+    ("patch_embed.fuse_mlp", "patch_embed.proj.fuse_mlp"),
+    ("patch_embed.combine_gate", "patch_embed.proj.combine_gate"),
 )
 # Unused at inference by design: the mask token, the norm of local crops, the projection heads.
 _UNUSED = ("mask_token", "local_cls_norm.", "dino_head.", "ibot_head.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from .channels import PATCH_EMBEDDINGS
 from .dino import ARCHS, DinoArch, ffn_width
 
 # The keys of `student` that make the model, with what the training code assumes when one is absent.
@@ -24,6 +25,7 @@ _DEFAULTS = {
     "pos_embed_rope_max_period": None,
     "pos_embed_rope_normalize_coords": "separate",
     "pos_embed_rope_dtype": "bf16",
+    "patch_embed_strategy": "inflate",
 }
 
 # Keys that would change the model, with the only values that are built here.
@@ -31,7 +33,6 @@ _ONLY = {
     "proj_bias": (True,),
     "ffn_bias": (True,),
     "pos_embed_type": ("rope", "ropenew"),
-    "patch_embed_strategy": ("standard", "inflate", None),
     "untie_cls_and_patch_norms": (False,),
     "sin_cos_embeddings": (False,),
     "fourier_embeddings": (False,),
@@ -90,12 +91,14 @@ def read_dino_yaml(path: str | Path) -> tuple[DinoArch, tuple[float, ...], tuple
                 f"{path}: student.{key} must be one of {list(allowed)}, got {student[key]!r}"
             )
     value = {**_DEFAULTS, **{k: v for k, v in student.items() if k in _DEFAULTS}}
+    value["patch_embed_strategy"] = str(value["patch_embed_strategy"] or "inflate").lower()
     for key, allowed in {
         "arch": ARCHS,
         "ffn_layer": _FFN_LAYERS,
         "norm_layer": _NORM_EPS,
         "pos_embed_rope_dtype": ("fp32", "bf16", "fp16"),
         "pos_embed_rope_normalize_coords": ("separate", "min", "max"),
+        "patch_embed_strategy": ("standard", *PATCH_EMBEDDINGS),
     }.items():
         if value[key] not in allowed:
             raise ValueError(
@@ -135,6 +138,7 @@ def read_dino_yaml(path: str | Path) -> tuple[DinoArch, tuple[float, ...], tuple
         rope_periods=None if periods[0] is None else (float(periods[0]), float(periods[1])),
         rope_coords=value["pos_embed_rope_normalize_coords"],
         rope_dtype=value["pos_embed_rope_dtype"],
+        patch_embedding=value["patch_embed_strategy"].replace("standard", "inflate"),
     )
     crops = config.get("crops") or {}
     mean = tuple(float(v) for v in crops.get("rgb_mean", (0.485, 0.456, 0.406)))
