@@ -21,6 +21,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,8 +34,8 @@ from . import signature
 from .npy import PixelBuffer
 from .ops import pool_crops
 from .records import Embedded, Item
-from .report import Clock, Report
-from .ring import Aborted, Ring, Segment
+from .report import Clock, Report, versions
+from .ring import Aborted, Ring, Segment, Slot
 
 _COMMIT_ROWS = 256
 _COMMIT_SECONDS = 1.0
@@ -118,7 +119,7 @@ def extract(
         index=str(index),
         failures_file=str(sink.folder / f"failures{suffix}.jsonl"),
         settings=settings,
-        versions=_versions(),
+        versions=versions(),
     )
     total = source.count() if limit is None else min(limit, source.count())
     run = _Run(source, recipe, engine, sink, index, report, strict, progress, -(-total // parts))
@@ -154,9 +155,10 @@ class _Run:
         self.clock = Clock()
         contract = engine.contract
         shape = (engine.batch_size, contract.planes, contract.size, contract.size)
-        pin = engine.device.type == "cuda"
-        # One batch at the engine, one ready, one being filled.
-        self.ring = Ring(3, shape, contract.dtype, pin)
+        # On CUDA a batch is uploaded while another is computed: one more of them is in flight.
+        self.in_flight = 2 if engine.device.type == "cuda" else 1
+        # Beside those at the engine one that is ready and one that is being filled.
+        self.ring = Ring(self.in_flight + 2, shape, contract.dtype, engine.device)
         self.completed: queue.Queue[_Pending | None] = queue.Queue(maxsize=4 * _COMMIT_ROWS)
         self.error: BaseException | None = None
         self._lock = threading.Lock()
@@ -264,12 +266,30 @@ class _Run:
     # Engine: the calling thread -------------------------------------------------------
 
     def _embed(self) -> None:
+        flying: deque[tuple[Slot, torch.Tensor]] = deque()
         while (slot := self.ring.take()) is not None:
-            with self.clock.measure("engine", slot.reserved):
-                vectors = self.engine(slot.batch[: slot.reserved]).cpu().numpy()
-            for segment in slot.segments:
-                self._collect(segment, vectors)
-            self.ring.release(slot)
+            flying.append((slot, self._launch(slot)))
+            if len(flying) == self.in_flight:
+                self._land(*flying.popleft())
+        while flying:
+            self._land(*flying.popleft())
+
+    def _launch(self, slot: Slot) -> torch.Tensor:
+        """The slot's vectors on the host; on CUDA they are there once its stream has finished."""
+        with self.clock.measure("engine", slot.reserved), torch.cuda.stream(slot.stream):
+            vectors = self.engine(slot.batch[: slot.reserved])
+            if slot.stream is None:
+                return vectors
+            host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+            return host.copy_(vectors, non_blocking=True)
+
+    def _land(self, slot: Slot, vectors: torch.Tensor) -> None:
+        if slot.stream is not None:
+            with self.clock.measure("engine", 0):
+                slot.stream.synchronize()
+        for segment in slot.segments:
+            self._collect(segment, vectors.numpy())
+        self.ring.release(slot)
 
     def _collect(self, segment: Segment, vectors: np.ndarray) -> None:
         pending = segment.owner
@@ -367,15 +387,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)} ({type(error).__name__})"
     return str(error) or type(error).__name__
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"torch": torch.__version__, "numpy": np.__version__}
-    for package in ("fastembed-vision", "numba", "timm", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

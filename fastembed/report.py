@@ -8,7 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import numpy as np
+import torch
 
 # What to change when a stage is the one that the others wait for.
 _ADVICE = {
@@ -128,3 +132,14 @@ class Report:
         if self.failed:
             lines.append(f"Failures:   {self.failures_file}")
         return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that can change a bit."""
+    found = {"torch": torch.__version__, "numpy": np.__version__}
+    for package in ("fastembed-vision", "numba", "timm", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

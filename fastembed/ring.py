@@ -30,19 +30,33 @@ class Segment:
 
 @dataclass
 class Slot:
-    """One batch: [B, P, size, size], and whose rows it holds."""
+    """One batch: [B, P, size, size], whose rows it holds, and on CUDA the stream it runs on."""
 
     batch: torch.Tensor
+    stream: torch.cuda.Stream | None = None
     segments: list[Segment] = field(default_factory=list)
     reserved: int = 0
     filled: int = 0
 
 
 class Ring:
-    def __init__(self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, pin: bool) -> None:
+    """`slots` batches of `shape` on the host.
+
+    For an engine on CUDA their memory is pinned and each has a stream of its own, so that the
+    upload of one batch overlaps the computation of another.
+    """
+
+    def __init__(
+        self, slots: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        on_cuda = device.type == "cuda"
         self._capacity = shape[0]
         self._free = deque(
-            Slot(torch.zeros(shape, dtype=dtype, pin_memory=pin)) for _ in range(slots)
+            Slot(
+                torch.zeros(shape, dtype=dtype, pin_memory=on_cuda),
+                torch.cuda.Stream(device) if on_cuda else None,
+            )
+            for _ in range(slots)
         )
         self._ready: deque[Slot] = deque()
         self._current: Slot | None = None

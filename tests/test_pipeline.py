@@ -447,7 +447,7 @@ def test_a_table_without_a_unique_index_gets_no_duplicate(plates, tmp_path, data
 
 
 def test_ring_hands_out_every_row_once():
-    ring = Ring(2, (4, 1), torch.float32, pin=False)
+    ring = Ring(2, (4, 1), torch.float32, torch.device("cpu"))
     seen = []
 
     def produce(owner):
@@ -472,7 +472,7 @@ def test_ring_hands_out_every_row_once():
 
 
 def test_ring_abort_wakes_whoever_waits():
-    ring = Ring(1, (2, 1), torch.float32, pin=False)
+    ring = Ring(1, (2, 1), torch.float32, torch.device("cpu"))
     ring.reserve("a", 0, 2)
     woken = []
 
