@@ -353,7 +353,7 @@ def test_wrong_password_is_never_shown(tmp_path, postgres_folder, database, conn
 
 
 def test_images_are_drawn_as_described():
-    from fastembed.demo import draw_plate
+    from fastembed.cli.demo import draw_plate
 
     plate = draw_plate(0, size=200, cells=10)
     assert plate.shape == (8, 200, 200) and plate.dtype == np.uint16

@@ -11,11 +11,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from ..database import DatabaseError
-from . import multichannel
-from .options import Formatter, UsageError, positive
+from . import demo, multichannel
+from .options import Formatter, UsageError
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 _INTERRUPTED = "interrupted; what is committed stays: the same command goes on from there"
@@ -59,33 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     multichannel.add(commands)
-    _add_demo(commands)
+    demo.add(commands)
     _add_info(commands)
     return parser
-
-
-def _add_demo(commands) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="the multichannel job on generated cells, with an embedded PostgreSQL",
-        formatter_class=Formatter,
-        description=(
-            "Draws small 8-channel plates of cells, lists them in a PostgreSQL that it starts,\n"
-            "embeds them with a DINOv3 ViT-S of random weights and reads them back as a\n"
-            "dataset. For a look at the plumbing: random weights mean nothing."
-        ),
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo_out"), metavar="DIR", help="default demo_out"
-    )
-    parser.add_argument("--samples", type=positive, default=12, metavar="N", help="default 12")
-    parser.set_defaults(run=_demo)
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from ..demo import run
-
-    return run(arguments.out, arguments.samples)
 
 
 def _add_info(commands) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from .backbone import Backbone, check_size, statistics, unknown
 from .hub import fetch_model
 from .weights import mismatch_report, randomize, read_weights
-from .zoo import Backbone, check_size, statistics, unknown
 
 # model_type: (configuration class, model class)
 _CLASSES = {

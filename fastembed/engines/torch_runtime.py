@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backbone import Backbone
 from .channels import channel_map, inflate_conv, inflate_stats
 from .contract import InputContract
-from .zoo import Backbone
 
 OUTPUTS = ("cls", "pooled", "tokens", "map")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from . import dino
+from .backbone import IMAGENET, Backbone, check_size, statistics, unknown
 from .channels import inflate_conv
 from .dino_yaml import read_dino_yaml
 from .hub import fetch_file
+from .huggingface import build_transformers
 from .weights import load_state, randomize, read_weights
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SAT493M = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
-
-
-@dataclass
-class Backbone:
-    """A loaded model: its functions, its dimensions and the statistics it was trained with.
-
-    `tokens` maps [B, C, size, size] to post-norm tokens [B, T, D], `pooled` to [B, D]. `tokens` is
-    None where a model has no final norm on its tokens. `mean` and `std` are for 0..1 input, or None
-    where the checkpoint does not say.
-    """
-
-    module: nn.Module
-    tokens: Callable[[Tensor], Tensor] | None
-    pooled: Callable[[Tensor], Tensor]
-    conv: nn.Conv2d
-    dim: int
-    prefix_tokens: int
-    class_token: bool
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    interpolation: str
-    weights_id: str
-    architecture: str
-
-    @property
-    def patch_size(self) -> int:
-        return self.conv.kernel_size[0]
 
 
 def build(spec: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
@@ -77,26 +47,6 @@ def build(spec: str, weights: str | Path | None, size: int, seed: int) -> Backbo
         return KINDS[kind](name, weights, size, seed)
 
 
-def unknown(what: str, given: str, valid: Iterable[str], show: int = 40) -> str:
-    """The message for a name that is not among `valid`: close matches, then the valid ones."""
-    valid = list(valid)
-    close = difflib.get_close_matches(given, valid, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    more = ", .." if len(valid) > show else ""
-    return f"unknown {what} {given!r}{hint} (valid: {', '.join(valid[:show])}{more})"
-
-
-def check_size(size: int, patch: int) -> None:
-    """Raises ValueError naming the nearest valid sizes unless `size` is a multiple of `patch`."""
-    if size % patch or size < patch:
-        below = size // patch * patch
-        nearest = f"{below} or {below + patch}" if below else str(patch)
-        raise ValueError(
-            f"size must be a multiple of the patch size {patch}, got {size}; the nearest are "
-            f"{nearest}"
-        )
-
-
 def timm_backbone(model: nn.Module, **facts) -> Backbone:
     """A timm ViT as a backbone."""
     final_norm = not isinstance(getattr(model, "norm", None), (nn.Identity, type(None)))
@@ -110,11 +60,6 @@ def timm_backbone(model: nn.Module, **facts) -> Backbone:
         class_token=getattr(model, "cls_token", None) is not None,
         **facts,
     )
-
-
-def statistics(label: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std that a published DINO checkpoint was trained with, told by its name."""
-    return SAT493M if "sat493m" in label.lower() else IMAGENET
 
 
 def require_path(kind: str, name: str, weights: str | Path | None) -> str | Path:
@@ -287,10 +232,4 @@ def _timm_vit(architecture: str, options: dict) -> nn.Module:
     return model
 
 
-def _transformers(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
-    from .huggingface import build_transformers
-
-    return build_transformers(name, weights, size, seed)
-
-
-KINDS = {"transformers": _transformers, "timm": _timm, "dinov3": _dinov3, "dinov2": _dinov2}
+KINDS = {"transformers": build_transformers, "timm": _timm, "dinov3": _dinov3, "dinov2": _dinov2}

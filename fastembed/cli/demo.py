@@ -1,16 +1,17 @@
-"""The multichannel job on cells that are drawn here: data, database, embeddings, dataset."""
+"""``fastembed demo``: the multichannel job, data and database included, on cells drawn here."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import cli
-from .database import DEFAULT_DATABASE, embedded
-from .datasets import EmbeddingTextDataset, fetch_embeddings_and_texts, get_db_connection
-from .sources import TENSOR_TABLE
+from ..database import DEFAULT_DATABASE, embedded
+from ..datasets import EmbeddingTextDataset, fetch_embeddings_and_texts, get_db_connection
+from ..sources import TENSOR_TABLE
+from .options import Formatter, positive
 
 SIZE = 540
 PROMPTS = (
@@ -18,6 +19,24 @@ PROMPTS = (
     "U2OS cells treated with an actin inhibitor",
     "U2OS cells treated with a tubulin inhibitor",
 )
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="the multichannel job on generated cells, with an embedded PostgreSQL",
+        formatter_class=Formatter,
+        description=(
+            "Draws small 8-channel plates of cells, lists them in a PostgreSQL that it starts,\n"
+            "embeds them with a DINOv3 ViT-S of random weights and reads them back as a\n"
+            "dataset. For a look at the plumbing: random weights mean nothing."
+        ),
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_out"), metavar="DIR", help="default demo_out"
+    )
+    parser.add_argument("--samples", type=positive, default=12, metavar="N", help="default 12")
+    parser.set_defaults(run=run)
 
 
 def draw_plate(seed: int, size: int = SIZE, cells: int = 60) -> np.ndarray:
@@ -45,9 +64,11 @@ def draw_plate(seed: int, size: int = SIZE, cells: int = 60) -> np.ndarray:
     return np.clip(rng.poisson(np.maximum(image, 0)), 0, 65_535).astype(np.uint16)
 
 
-def run(folder: Path, samples: int) -> int:
-    """Makes everything under `folder`; returns the exit status of the extraction."""
-    folder = folder.resolve()
+def run(options: argparse.Namespace) -> int:
+    """Makes everything under the folder; returns the exit status of the extraction."""
+    from . import build_parser
+
+    folder, samples = options.out.resolve(), options.samples
     tensors, output = folder / "tensors", folder / "embeddings"
     tensors.mkdir(parents=True, exist_ok=True)
     print(f"1. Drawing {samples} plates of 8 x {SIZE} x {SIZE} uint16 into {tensors}")
@@ -76,7 +97,8 @@ def run(folder: Path, samples: int) -> int:
         "--output-dir", str(output), "--model", "dinov3:vits16", "--weights", "random",
     ]  # fmt: skip
     print("3. fastembed " + " ".join(command))
-    status = cli.main(command)
+    arguments = build_parser().parse_args(command)
+    status = arguments.run(arguments)
     if status:
         return status
 
