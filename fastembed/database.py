@@ -78,7 +78,7 @@ def database_error(what: str, error: Exception, config: DBConfig) -> DatabaseErr
 def import_psycopg2():
     try:
         import psycopg2
-        import psycopg2.extras
+        import psycopg2.errors
     except ImportError as error:
         raise ImportError(
             "PostgreSQL needs psycopg2: pip install 'fastembed-vision[postgres]'"

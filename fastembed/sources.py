@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from . import npy
-from .database import DBConfig, database_error, get_db_connection, import_psycopg2
+from .database import DatabaseError, DBConfig, database_error, get_db_connection, import_psycopg2
 from .records import Item
 
 TENSOR_TABLE = "cpjump1_dinov3_tensors"
@@ -107,6 +107,11 @@ class TensorPostgres(TensorTable):
             with connection.cursor(name=cursor) as rows:
                 rows.execute(sql.SQL(query).format(sql.Identifier(*self.table.split("."))))
                 yield from rows
+        except psycopg2.errors.UndefinedTable:
+            raise DatabaseError(
+                f"{self.config} has no table {self.table}: create it with the columns "
+                "(tensor_path TEXT, text_id INTEGER), or list the samples in a CSV (--manifest)"
+            ) from None
         except psycopg2.Error as error:
             what = f"cannot read table {self.table} of {self.config}"
             raise database_error(what, error, self.config) from None
