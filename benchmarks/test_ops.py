@@ -25,10 +25,15 @@ def test_op(row, case, dtype, backend):
         if function is None:
             pytest.skip(f"{backend} {kernel}: {reason}")
     arguments = case.make(dtype, 1080, 1080, seed=0)
-    arguments = {
-        k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()
-    }
-    result = testing.as_numpy(case.run(arguments, backend))
+    on_device = testing.on_device(arguments, DEVICE)
+
+    def run():
+        result = case.run(on_device, backend)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    result = testing.as_numpy(run())
     expected = case.oracle(arguments)
     tolerance = max(case.tolerance, torch.finfo(getattr(torch, dtype)).eps if case.tolerance else 0)
     assert (abs(result.astype("f8") - expected) <= tolerance * abs(expected.astype("f8"))).all()
@@ -37,4 +42,4 @@ def test_op(row, case, dtype, backend):
         else "1080x4x1080", nbytes=case.bytes_moved(arguments), baseline=backend == "reference",
         exactness="bits" if not case.tolerance else f"{case.tolerance:g} relative",
     )  # fmt: skip
-    benchmark.pedantic(case.run, args=(arguments, backend), rounds=9, warmup_rounds=1)
+    benchmark.pedantic(run, rounds=9, warmup_rounds=1)

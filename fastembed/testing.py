@@ -28,7 +28,7 @@ class Case:
     Attributes:
         op: its name; `backends` are looked up under `family` and `kernels`.
         make: (dtype, height, width, seed) -> the op's arguments.
-        run: (arguments, backend) -> result, a NumPy array or torch tensor.
+        run: (arguments as tensors, backend) -> result.
         oracle: arguments -> the expected NumPy array (bfloat16 as float32).
         bytes_moved: arguments -> fewest bytes read plus written.
         dtypes: input dtypes that it is defined for.
@@ -133,6 +133,16 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def on_device(arguments: dict, device: str | torch.device) -> dict:
+    """A case's arguments, arrays and tensors alike as tensors on `device`."""
+    return {
+        name: torch.as_tensor(value).to(device)
+        if isinstance(value, (np.ndarray, torch.Tensor))
+        else value
+        for name, value in arguments.items()
+    }
+
+
 def as_numpy(result: object) -> np.ndarray:
     """A result as NumPy, bfloat16 widened to float32, for comparison with an oracle."""
     if isinstance(result, torch.Tensor):
@@ -163,10 +173,10 @@ def _crops(output: str) -> Callable[[str, int, int, int], dict]:
 
 def _run_gather(arguments: dict, backend: str | None) -> torch.Tensor:
     return ops.gather_crops(
-        torch.from_numpy(arguments["image"]),
-        torch.from_numpy(arguments["origins"]),
+        arguments["image"],
+        arguments["origins"],
         arguments["size"],
-        quantize=torch.from_numpy(arguments["ramp"]),
+        quantize=arguments["ramp"],
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         dtype=getattr(torch, arguments["dtype"]),

@@ -19,10 +19,6 @@ CASES = {f"{case.op}-{dtype}": (case, dtype) for case in testing.CASES for dtype
 SHAPES = [(1, 1), (7, 5), (65, 33), (240, 251)]
 
 
-def to_device(arguments: dict) -> dict:
-    return {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("height,width", SHAPES)
 @pytest.mark.parametrize("name", CASES)
@@ -31,7 +27,7 @@ def test_case_equals_its_oracle(name, height, width, backend):
     need_backend(backend, case.family, case.kernels)
     arguments = case.make(dtype, height, width, seed=height)
     expected = case.oracle(arguments)
-    result = testing.as_numpy(case.run(to_device(arguments), backend))
+    result = testing.as_numpy(case.run(testing.on_device(arguments, DEVICE), backend))
     assert result.shape == expected.shape
     assert result.dtype == expected.dtype
     if case.tolerance == 0:
