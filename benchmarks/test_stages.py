@@ -254,3 +254,24 @@ def test_prepare_one_sample(row, image, contender):
         exactness="bits",
     )  # fmt: skip
     benchmark(run)
+
+
+@one_thread
+@pytest.mark.parametrize("contender", ["one image, one thread", "two images, two threads"])
+def test_two_threads(row, contender):
+    """Kernels hold no lock: on two free cores two images take the time of one."""
+    images = [testing.microscopy("float32", SIZE, SIZE, seed=i) for i in range(2)]
+    count = 1 if contender.startswith("one") else 2
+    pool = ThreadPoolExecutor(count)
+
+    def run():
+        return list(pool.map(ops.percentile_quantize, images[:count]))
+
+    np.testing.assert_array_equal(
+        run()[-1], testing.oracle_percentile_levels(images[count - 1], 1, 99)
+    )
+    benchmark = row(
+        "percentile_quantize in threads", contender, dtype="float32", shape=SHAPE,
+        nbytes=count * images[0].nbytes, images=count, baseline=count == 1, exactness="bits",
+    )  # fmt: skip
+    benchmark(run)

@@ -342,3 +342,24 @@ def test_real_images(real_data):
 def test_zscore_std_of_zero_counts_as_one():
     ramp = quantize.zscore_ramp([1.0, 2.0], [0.0, 1e-6], 3.0, 2)
     assert ramp[:, 1].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_of_more_than_2_to_the_31_pixels(backend):
+    """Offsets beyond 32 bits; the zeros are never written, so they take no memory."""
+    need_backend(backend, "crops", ("gather_crops",))
+    side = 46_400
+    image = np.zeros((1, side, side), dtype=np.uint8)
+    image[0, -2:, -3:] = [[1, 2, 3], [4, 5, 6]]
+    assert image.size > 2**31
+    crops = ops.gather_crops(
+        torch.from_numpy(image).to(DEVICE), torch.tensor([[side - 4, side - 4], [0, 0]]), 4,
+        quantize=torch.tensor([[0.0, 1.0, 0.0, 255.0, 255.0]]), dtype=torch.uint8,
+        backend=backend,
+    )  # fmt: skip
+    assert crops[0, 0, 2:, 1:].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert crops.sum() == 21
+    if DEVICE.type == "cpu" and backend in ("numba", "native"):
+        need_backend(backend, "quantize", ("percentile_bounds",))
+        bounds = ops.percentile_bounds(image, 0.0, 100.0, backend=backend)
+        assert bounds.tolist() == [[0.0, 6.0]]
