@@ -1,6 +1,6 @@
-"""Writes a benchmark CSV into the README, as a table between its two markers.
+"""Writes a benchmark CSV into the README, as a table between its two markers and as a plot.
 
-python benchmarks/report.py benchmarks/results/NAME.csv
+python benchmarks/report.py benchmarks/results/NAME.csv    (needs the extra `plots`)
 """
 
 from __future__ import annotations
@@ -13,35 +13,74 @@ README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
-def table(rows: list[dict[str, str]]) -> str:
-    """Markdown, one line per contender of every stage; ops have their own CSV rows."""
+def stages(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows that the README shows: whole stages, by group; ops stay in the CSV."""
+    rows = [row for row in rows if not row["group"].startswith(("op ", "copy"))]
+    order = list(dict.fromkeys(row["group"] for row in rows))
+    return sorted(rows, key=lambda row: (order.index(row["group"]), row["dtype"]))
+
+
+def table(rows: list[dict[str, str]], picture: Path) -> str:
+    """Markdown: the plot, then one line per contender of every stage."""
     copy = next(row for row in rows if row["group"] == "copy probe")
     lines = [
+        f"![times faster than the plain way]({picture.relative_to(README.parent)})",
+        "",
         f"{copy['device']}; {copy['versions']}; {copy['date']}. Kernels on one thread, medians;",
         f"a memory copy in the same process moved {copy['gb_per_s']} GB/s, read plus written.",
         "",
         "| stage | way | input | ms | GB/s | img/s | times faster |",
         "|---|---|---|---:|---:|---:|---:|",
     ]
-    stages = [r for r in rows if not r["group"].startswith(("op ", "copy"))]
-    order = list(dict.fromkeys(row["group"] for row in stages))
-    stages.sort(key=lambda row: (order.index(row["group"]), row["dtype"]))
-    for row in stages:
-        lines.append(
-            f"| {row['group']} | {row['contender']} | {row['dtype'] or row['shape']} "
-            f"| {float(row['p50_ms']):.2f} | {row['gb_per_s']} | {row['images_per_s']} "
-            f"| {row['ratio']} |"
-        )
+    lines += [
+        f"| {row['group']} | {row['contender']} | {row['dtype'] or row['shape']} "
+        f"| {float(row['p50_ms']):.3g} | {row['gb_per_s']} | {row['images_per_s']} "
+        f"| {row['ratio']} |"
+        for row in stages(rows)
+    ]
     return "\n".join(lines)
 
 
+def plot(rows: list[dict[str, str]], path: Path) -> None:
+    """Bars: how many times faster each contender is than the plain way of its stage."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [row for row in stages(rows) if row["ratio"] and float(row["ratio"]) != 1]
+    labels = [
+        f"{row['group']}, {row['dtype'] or row['shape']}: {row['contender']}" for row in shown
+    ]
+    ratios = [float(row["ratio"]) for row in shown]
+    figure, axes = pyplot.subplots(figsize=(10, 0.3 * len(shown) + 1.2), layout="constrained")
+    colours = ["#2a6fbb" if _is_ours(row["contender"]) else "#9a9a9a" for row in shown]
+    bars = axes.barh(labels, [ratio - 1 for ratio in ratios], left=1, color=colours)
+    axes.bar_label(bars, [f"{ratio:.3g}x" for ratio in ratios], padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.15, y=0.01)
+    axes.invert_yaxis()
+    axes.set_xlabel("times faster than the plain way of the same stage; grey: not ours, to compare")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _is_ours(contender: str) -> bool:
+    ours = ("numba", "native", "reference", "recipe", "engine", "read_channels", "write_atomically")
+    return contender.startswith(ours)
+
+
 def main(path: str) -> None:
-    with open(path, newline="") as stream:
+    source = Path(path).resolve()
+    with source.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    text = README.read_text()
-    before, rest = text.split(START)
+    picture = source.with_suffix(".png")
+    plot(rows, picture)
+    before, rest = README.read_text().split(START)
     _, after = rest.split(END)
-    README.write_text(f"{before}{START}\n{table(rows)}\n{END}{after}")
+    README.write_text(f"{before}{START}\n{table(rows, picture)}\n{END}{after}")
 
 
 if __name__ == "__main__":
