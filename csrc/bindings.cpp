@@ -66,6 +66,28 @@ const Ramp* ramps_of(const Tensor& ramp, int64_t channels) {
   return static_cast<const Ramp*>(ramp.const_data_ptr());
 }
 
+PercentileBounds percentile_bounds_op(const Tensor& image, Rank low, Rank high, const Tensor& out) {
+  check_layout("percentile_bounds", out, {image});
+  STD_TORCH_CHECK(image.dim() >= 1 && image.size(0) > 0 && image.numel() > 0,
+                  "image must have pixels");
+  PercentileBounds op{};
+  op.pixel = pixel_of(image);
+  op.image = image.const_data_ptr();
+  op.channels = image.size(0);
+  op.pixels = image.numel() / op.channels;
+  op.low = low;
+  op.high = high;
+  for (const Rank& at : {low, high}) {
+    STD_TORCH_CHECK(0 <= at.rank && at.rank < op.pixels, "rank ", at.rank, " is not one of ",
+                    op.pixels, " pixels");
+  }
+  STD_TORCH_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 2 &&
+                      out.size(0) == op.channels && out.size(1) == 2,
+                  "out must be float32 [", op.channels, ", 2]");
+  op.out = static_cast<float*>(out.mutable_data_ptr());
+  return op;
+}
+
 Quantize quantize_op(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   check_layout("quantize", out, {image, ramp});
   STD_TORCH_CHECK(image.dim() >= 1, "image must have a channel axis");
@@ -147,6 +169,12 @@ PoolCrops pool_crops_op(const Tensor& features, bool take_max, bool l2_normalize
   return op;
 }
 
+void percentile_bounds_cpu(const Tensor& image, int64_t low_rank, double low_fraction,
+                           int64_t high_rank, double high_fraction, const Tensor& out) {
+  cpu::percentile_bounds(
+      percentile_bounds_op(image, {low_rank, low_fraction}, {high_rank, high_fraction}, out));
+}
+
 void quantize_cpu(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   cpu::quantize(quantize_op(image, ramp, out));
 }
@@ -195,6 +223,9 @@ void pool_crops_cuda(const Tensor& features, bool take_max, bool l2_normalize, c
 }  // namespace fastembed
 
 STABLE_TORCH_LIBRARY(fastembed, library) {
+  library.def(
+      "percentile_bounds(Tensor image, int low_rank, float low_fraction, int high_rank, "
+      "float high_fraction, Tensor(a!) out) -> ()");
   library.def("quantize(Tensor image, Tensor ramp, Tensor(a!) out) -> ()");
   library.def(
       "gather_crops(Tensor image, Tensor origins, Tensor planes, Tensor ramp, Tensor table, "
@@ -204,6 +235,7 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
+  library.impl("percentile_bounds", TORCH_BOX(&fastembed::percentile_bounds_cpu));
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cpu));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cpu));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cpu));
