@@ -6,6 +6,7 @@
 // serves every torch from there on, and it needs neither libpython nor torch's CUDA headers.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
@@ -204,6 +205,18 @@ void launch(const char* (*kernel)(const Op&, void*), const Op& op, const Tensor&
   STD_TORCH_CHECK(error == nullptr, "CUDA launch failed: ", error);
 }
 
+void percentile_bounds_cuda(const Tensor& image, int64_t low_rank, double low_fraction,
+                            int64_t high_rank, double high_fraction, const Tensor& out) {
+  PercentileBounds op =
+      percentile_bounds_op(image, {low_rank, low_fraction}, {high_rank, high_fraction}, out);
+  // From torch's allocator, which knows the stream: it gives the memory to others only behind
+  // these kernels, so that nothing here waits for them.
+  const Tensor scratch =
+      torch::stable::new_empty(out, {cuda::percentile_scratch(op)}, ScalarType::Byte);
+  op.scratch = scratch.mutable_data_ptr();
+  launch(cuda::percentile_bounds, op, out);
+}
+
 void quantize_cuda(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   launch(cuda::quantize, quantize_op(image, ramp, out), out);
 }
@@ -243,6 +256,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
 
 #ifdef FASTEMBED_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CUDA, library) {
+  library.impl("percentile_bounds", TORCH_BOX(&fastembed::percentile_bounds_cuda));
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cuda));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cuda));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cuda));
