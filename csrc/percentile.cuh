@@ -165,7 +165,6 @@ __global__ void __launch_bounds__(kThreads) percentile_kernel(PercentileBounds o
       const unsigned bin = threadIdx.x < 4 ? threadIdx.x : kCount - 8 + threadIdx.x;
       if (__ldcg(&progress.count[0][bin]) != 0) atomicOr(&progress.not_finite, 1u);
     }
-    __syncthreads();
   }
   for (int t = 0; t < kTargets; ++t) {
     const unsigned long long rank = kLevel == 0 ? rank_of(op, t) : progress.rank[t];
