@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastembed import MultiCrop, Percentile, load_engine, ops, testing
+from fastembed import MultiCrop, Percentile, dispatch, load_engine, ops, testing
 from fastembed.npy import PixelBuffer, read_channels, write_atomically
 
 SIZE = 1080
@@ -61,6 +61,11 @@ def test_read(row, tmp_path, dtype, contender):
     benchmark(readers[contender])
 
 
+def need_native(contender):
+    if contender == "native" and dispatch.load_native():
+        pytest.skip(dispatch.load_native())
+
+
 def numpy_bounds(image):
     return np.array(
         [[np.percentile(channel.astype(np.float32), q) for q in (1.0, 99.0)] for channel in image]
@@ -86,13 +91,13 @@ def two_partitions(image):
 
 
 @one_thread
-@pytest.mark.parametrize("contender", ["np.percentile", "two np.partition", "numba"])
+@pytest.mark.parametrize("contender", ["np.percentile", "two np.partition", "numba", "native"])
 def test_percentile(row, image, contender):
+    need_native(contender)
     run = {
         "np.percentile": numpy_bounds,
         "two np.partition": two_partitions,
-        "numba": lambda image: ops.percentile_bounds(image, backend="numba"),
-    }[contender]
+    }.get(contender, lambda image: ops.percentile_bounds(image, backend=contender))
     np.testing.assert_array_equal(
         np.asarray(run(image), dtype=np.float32), testing.oracle_bounds(image, 1, 99)
     )
@@ -129,12 +134,12 @@ def our_crops(image, origins, backend, quantize=None):
 
 
 @one_thread
-@pytest.mark.parametrize("contender", ["NumPy", "numba"])
+@pytest.mark.parametrize("contender", ["NumPy", "numba", "native"])
 def test_percentile_and_crops(row, image, origins, contender):
+    need_native(contender)
     run = {
         "NumPy": lambda: numpy_crops(numpy_levels(image), origins),
-        "numba": lambda: our_crops(image, origins, "numba"),
-    }[contender]
+    }.get(contender, lambda: our_crops(image, origins, contender))
     assert torch.equal(run(), numpy_crops(numpy_levels(image), origins))
     benchmark = row(
         "percentiles + 4 crops of 224 -> bf16", contender, dtype=str(image.dtype), shape=SHAPE,
@@ -158,8 +163,7 @@ def test_gather(row, image, origins, contender):
     if contender.startswith("NumPy"):
         run = numpy_way
     else:
-        if contender == "native" and ops.crops.dispatch.load_native():
-            pytest.skip(ops.crops.dispatch.load_native())
+        need_native(contender)
 
         def run():
             return our_crops(image, origins, contender, ramp)

@@ -6,6 +6,7 @@
 // serves every torch from there on, and it needs neither libpython nor torch's CUDA headers.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
@@ -64,6 +65,28 @@ const Ramp* ramps_of(const Tensor& ramp, int64_t channels) {
                       ramp.size(0) == channels && ramp.size(1) == 5,
                   "ramp must be float32 [", channels, ", 5]");
   return static_cast<const Ramp*>(ramp.const_data_ptr());
+}
+
+PercentileBounds percentile_bounds_op(const Tensor& image, Rank low, Rank high, const Tensor& out) {
+  check_layout("percentile_bounds", out, {image});
+  STD_TORCH_CHECK(image.dim() >= 1 && image.size(0) > 0 && image.numel() > 0,
+                  "image must have pixels");
+  PercentileBounds op{};
+  op.pixel = pixel_of(image);
+  op.image = image.const_data_ptr();
+  op.channels = image.size(0);
+  op.pixels = image.numel() / op.channels;
+  op.low = low;
+  op.high = high;
+  for (const Rank& at : {low, high}) {
+    STD_TORCH_CHECK(0 <= at.rank && at.rank < op.pixels, "rank ", at.rank, " is not one of ",
+                    op.pixels, " pixels");
+  }
+  STD_TORCH_CHECK(out.scalar_type() == ScalarType::Float && out.dim() == 2 &&
+                      out.size(0) == op.channels && out.size(1) == 2,
+                  "out must be float32 [", op.channels, ", 2]");
+  op.out = static_cast<float*>(out.mutable_data_ptr());
+  return op;
 }
 
 Quantize quantize_op(const Tensor& image, const Tensor& ramp, const Tensor& out) {
@@ -147,6 +170,12 @@ PoolCrops pool_crops_op(const Tensor& features, bool take_max, bool l2_normalize
   return op;
 }
 
+void percentile_bounds_cpu(const Tensor& image, int64_t low_rank, double low_fraction,
+                           int64_t high_rank, double high_fraction, const Tensor& out) {
+  cpu::percentile_bounds(
+      percentile_bounds_op(image, {low_rank, low_fraction}, {high_rank, high_fraction}, out));
+}
+
 void quantize_cpu(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   cpu::quantize(quantize_op(image, ramp, out));
 }
@@ -176,6 +205,18 @@ void launch(const char* (*kernel)(const Op&, void*), const Op& op, const Tensor&
   STD_TORCH_CHECK(error == nullptr, "CUDA launch failed: ", error);
 }
 
+void percentile_bounds_cuda(const Tensor& image, int64_t low_rank, double low_fraction,
+                            int64_t high_rank, double high_fraction, const Tensor& out) {
+  PercentileBounds op =
+      percentile_bounds_op(image, {low_rank, low_fraction}, {high_rank, high_fraction}, out);
+  // From torch's allocator, which knows the stream: it gives the memory to others only behind
+  // these kernels, so that nothing here waits for them.
+  const Tensor scratch =
+      torch::stable::new_empty(out, {cuda::percentile_scratch(op)}, ScalarType::Byte);
+  op.scratch = scratch.mutable_data_ptr();
+  launch(cuda::percentile_bounds, op, out);
+}
+
 void quantize_cuda(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   launch(cuda::quantize, quantize_op(image, ramp, out), out);
 }
@@ -195,6 +236,9 @@ void pool_crops_cuda(const Tensor& features, bool take_max, bool l2_normalize, c
 }  // namespace fastembed
 
 STABLE_TORCH_LIBRARY(fastembed, library) {
+  library.def(
+      "percentile_bounds(Tensor image, int low_rank, float low_fraction, int high_rank, "
+      "float high_fraction, Tensor(a!) out) -> ()");
   library.def("quantize(Tensor image, Tensor ramp, Tensor(a!) out) -> ()");
   library.def(
       "gather_crops(Tensor image, Tensor origins, Tensor planes, Tensor ramp, Tensor table, "
@@ -204,6 +248,7 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
+  library.impl("percentile_bounds", TORCH_BOX(&fastembed::percentile_bounds_cpu));
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cpu));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cpu));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cpu));
@@ -211,6 +256,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
 
 #ifdef FASTEMBED_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CUDA, library) {
+  library.impl("percentile_bounds", TORCH_BOX(&fastembed::percentile_bounds_cuda));
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cuda));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cuda));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cuda));

@@ -15,6 +15,21 @@ struct Ramp {
   float shift, scale, lo, hi, span;
 };
 
+// Where a percentile lies in the sorted order: past `rank` by a fraction of the way to the next.
+struct Rank {
+  int64_t rank;
+  double fraction;
+};
+
+struct PercentileBounds {
+  Pixel pixel;
+  const void* image;  // [channels, pixels] of pixel
+  float* out;         // [channels, 2]; NaN for a channel with a pixel that is not finite
+  void* scratch;      // CUDA: cuda::percentile_scratch() bytes
+  int64_t channels, pixels;
+  Rank low, high;
+};
+
 struct Quantize {
   Pixel pixel;
   const void* image;  // [channels, pixels] of pixel
@@ -46,6 +61,7 @@ struct PoolCrops {
 
 // Single-threaded: the pipeline's pool is the parallelism.
 namespace cpu {
+void percentile_bounds(const PercentileBounds& op);
 void quantize(const Quantize& op);
 void gather_crops(const GatherCrops& op);
 void pool_crops(const PoolCrops& op);
@@ -53,6 +69,8 @@ void pool_crops(const PoolCrops& op);
 
 // On the current device and the given cudaStream_t, without waiting. Null, or what failed.
 namespace cuda {
+int64_t percentile_scratch(const PercentileBounds& op);
+const char* percentile_bounds(const PercentileBounds& op, void* stream);
 const char* quantize(const Quantize& op, void* stream);
 const char* gather_crops(const GatherCrops& op, void* stream);
 const char* pool_crops(const PoolCrops& op, void* stream);

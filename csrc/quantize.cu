@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "launch.cuh"
+#include "percentile.cuh"
 #include "quantize.h"
 
 namespace fastembed::cuda {
@@ -32,7 +33,40 @@ const char* run(const Quantize& op, cudaStream_t stream) {
   return launch_error();
 }
 
+template <class Pixel, int kLevel = 0>
+const char* bounds(const PercentileBounds& op, cudaStream_t stream) {
+  if constexpr (kLevel < kLevels<Pixel>) {
+    const int64_t tiles = (op.pixels + kTile - 1) / kTile;
+    const int64_t blocks = (tiles + kTilesPerBlock - 1) / kTilesPerBlock;
+    const dim3 grid(static_cast<unsigned>(op.channels),
+                    static_cast<unsigned>(std::min<int64_t>(blocks, 1024)));
+    percentile_kernel<Pixel, kLevel><<<grid, kThreads, 0, stream>>>(op);
+    const char* error = launch_error();
+    return error != nullptr ? error : bounds<Pixel, kLevel + 1>(op, stream);
+  }
+  return nullptr;
+}
+
 }  // namespace
+
+int64_t percentile_scratch(const PercentileBounds& op) {
+  return op.channels * static_cast<int64_t>(sizeof(Progress));
+}
+
+const char* percentile_bounds(const PercentileBounds& op, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaMemsetAsync(op.scratch, 0, percentile_scratch(op), on);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  switch (op.pixel) {
+    case Pixel::kUInt8:
+      return bounds<uint8_t>(op, on);
+    case Pixel::kUInt16:
+      return bounds<uint16_t>(op, on);
+    case Pixel::kFloat32:
+      return bounds<float>(op, on);
+  }
+  return "unknown pixel type";
+}
 
 const char* quantize(const Quantize& op, void* stream) {
   if (op.channels == 0 || op.pixels == 0) return nullptr;

@@ -1,5 +1,5 @@
-// Intensity to level. CPU and CUDA compile this same text, so they round alike; the build
-// turns off contraction to fused multiply-add on both.
+// Intensity to level, ranks to percentiles. CPU and CUDA compile this same text, so they
+// round alike; the build turns off contraction to fused multiply-add on both.
 #pragma once
 
 #include <cstring>
@@ -37,6 +37,13 @@ FASTEMBED_HOST_DEVICE inline uint8_t ramp_level(float z, const Ramp& ramp) {
 FASTEMBED_HOST_DEVICE inline uint8_t level(float x, const Ramp& ramp) {
   const float z = standardize(x, ramp);
   return ramp.span <= 0 ? step_level(z, ramp) : ramp_level(z, ramp);
+}
+
+// Between two neighbours in the sorted order, from the nearer one: NumPy's rounding.
+FASTEMBED_HOST_DEVICE inline float interpolate(float below, float above, double fraction) {
+  const float gap = above - below;
+  return fraction < 0.5 ? below + gap * static_cast<float>(fraction)
+                        : above - gap * static_cast<float>(1 - fraction);
 }
 
 }  // namespace fastembed

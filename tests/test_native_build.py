@@ -21,7 +21,7 @@ from fastembed import dispatch
 
 LIBRARY = Path(fastembed.__file__).with_name("_native.so")
 ROOT = Path(__file__).resolve().parents[1]
-OPS = ("quantize", "gather_crops", "pool_crops")
+OPS = ("percentile_bounds", "quantize", "gather_crops", "pool_crops")
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +143,19 @@ def crops(origin=(0, 0), plane=0, size=4, **changed):
     return tuple((arguments | changed).values())
 
 
+def bounds(**changed):
+    """Arguments of percentile_bounds on an image [2, 9]."""
+    arguments = {
+        "image": zeros(2, 9),
+        "low_rank": 0,
+        "low_fraction": 0.5,
+        "high_rank": 8,
+        "high_fraction": 0.0,
+        "out": zeros(2, 2),
+    }
+    return tuple((arguments | changed).values())
+
+
 # What would read or write outside a tensor is refused by the library itself.
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
@@ -159,6 +172,12 @@ def crops(origin=(0, 0), plane=0, size=4, **changed):
         ),
         ("quantize", (zeros(2, 9), zeros(2, 5), zeros(2, 8).byte()), "18 elements"),
         ("quantize", (zeros(2, 9).int(), zeros(2, 5), zeros(2, 9).byte()), "uint8, uint16"),
+        ("percentile_bounds", bounds(low_rank=9), "rank 9 is not one of 9 pixels"),
+        ("percentile_bounds", bounds(high_rank=-1), "rank -1 is not one of 9 pixels"),
+        ("percentile_bounds", bounds(out=zeros(1, 2)), r"out must be float32 \[2, 2\]"),
+        ("percentile_bounds", bounds(out=zeros(2, 2).double()), r"out must be float32 \[2, 2\]"),
+        ("percentile_bounds", bounds(image=zeros(2, 0)), "must have pixels"),
+        ("percentile_bounds", bounds(image=zeros(2, 9).double()), "uint8, uint16 or float32"),
         ("gather_crops", crops(origin=(5, 0)), r"crop 0 at \(5, 0\) leaves the image"),
         ("gather_crops", crops(origin=(0, -1)), r"crop 0 at \(0, -1\) leaves the image"),
         ("gather_crops", crops(plane=2), "plane 2 is not one of 2 channels"),

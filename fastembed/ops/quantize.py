@@ -105,6 +105,7 @@ def percentile_bounds(
     Exactness: bit-equal to ``np.percentile(channel.astype(np.float32), q)`` of NumPy 2.4,
         Python float q, on every backend. NumPy 2.0 to 2.3 place the rank in float32 and
         can differ in the last digits on channels of more than some thousand pixels.
+        Where a percentile is zero its sign is not defined, as in NumPy's own sort.
     """
     rule = Percentile(low, high)
     tensor = as_image(image, channels)

@@ -4,6 +4,60 @@ import torch
 import triton
 import triton.language as tl
 
+_BINS = tl.constexpr(256)  # a byte of the keys per level: tl.histogram's cost grows with its bins
+_TARGETS = tl.constexpr(4)  # low rank, the rank above it, high rank, the rank above it
+
+
+def percentile_bounds(
+    image: torch.Tensor,
+    low_rank: int,
+    low_fraction: float,
+    high_rank: int,
+    high_fraction: float,
+    out: torch.Tensor,
+) -> None:
+    """Radix select, a byte of the pixels' keys per level. Nothing returns to the host."""
+    channels, pixels = len(image), image[0].numel()
+    bits = 8 * image.element_size()
+    block, blocks = 4096, 8
+    device = out.device
+    counts = torch.zeros((bits // 8, channels, 4, 256), dtype=torch.int64, device=device)
+    not_finite = torch.zeros(channels, dtype=torch.int32, device=device)
+    ranks = torch.empty((channels, 4), dtype=torch.int64, device=device)
+    prefixes = torch.empty((channels, 4), dtype=torch.int64, device=device)
+    with torch.cuda.device_of(out):
+        for level in range(bits // 8):
+            shift = bits - 8 * (level + 1)
+            _count[(triton.cdiv(pixels, block * blocks), channels)](
+                image,
+                prefixes,
+                counts[level],
+                not_finite,
+                pixels,
+                BITS=bits,
+                SHIFT=shift,
+                BLOCK=block,
+                BLOCKS=blocks,
+            )
+            _settle[(channels,)](
+                counts[level],
+                ranks,
+                prefixes,
+                not_finite,
+                out,
+                pixels,
+                low_rank,
+                high_rank,
+                # Rounded to float32 here, after the subtraction in float64.
+                min(low_fraction, 1 - low_fraction),
+                min(high_fraction, 1 - high_fraction),
+                low_fraction < 0.5,
+                high_fraction < 0.5,
+                BITS=bits,
+                SHIFT=shift,
+                enable_fp_fusion=False,
+            )
+
 
 def quantize(image: torch.Tensor, ramp: torch.Tensor, out: torch.Tensor) -> None:
     channels, pixels = len(image), image[0].numel()
@@ -43,3 +97,125 @@ def _quantize(image, ramp, out, pixels, BLOCK: tl.constexpr):
     x = tl.load(image + channel * pixels + pixel, mask=inside, other=0)
     levels = level(x, ramp + channel * 5)
     tl.store(out + channel * pixels + pixel, levels.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def _key(x):
+    """Pixels as uint32 of the same order."""
+    if x.dtype == tl.float32:
+        bits = x.to(tl.uint32, bitcast=True)
+        return tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits ^ 0x80000000)
+    else:
+        return x.to(tl.uint32)
+
+
+@triton.jit
+def _value(key, BITS: tl.constexpr):
+    """The pixel of a key, as float32."""
+    key = key.to(tl.uint32)
+    if BITS == 32:
+        bits = tl.where(key >> 31 != 0, key ^ 0x80000000, key ^ 0xFFFFFFFF)
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return key.to(tl.float32)
+
+
+@triton.jit
+def _count(
+    image,
+    prefixes,
+    counts,
+    not_finite,
+    pixels,
+    BITS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """Counts the next byte of the pixels that agree with a target in all bytes before it."""
+    channel = tl.program_id(1).to(tl.int64)
+    start = tl.program_id(0).to(tl.int64) * BLOCK * BLOCKS
+    image += channel * pixels
+    counts += channel * _TARGETS * _BINS
+    prefixes += channel * _TARGETS
+    FIRST: tl.constexpr = SHIFT + 8 == BITS
+    # Before the first byte is settled all targets want the same counts.
+    for target in tl.static_range(1 if FIRST else _TARGETS):
+        new = True
+        if not FIRST:
+            prefix = tl.load(prefixes + target)
+            for before in tl.static_range(target):
+                new = new & (tl.load(prefixes + before) != prefix)
+        if new:
+            histogram = tl.zeros([_BINS], dtype=tl.int32)
+            bad = tl.zeros([BLOCK], dtype=tl.int32)
+            for i in range(BLOCKS):
+                pixel = start + i * BLOCK + tl.arange(0, BLOCK)
+                wanted = pixel < pixels
+                x = tl.load(image + pixel, mask=wanted, other=0)
+                key = _key(x)
+                if not FIRST:
+                    wanted &= (key >> (SHIFT + 8)).to(tl.int64) == prefix
+                digit = ((key >> SHIFT) & 0xFF).to(tl.int32)
+                histogram += tl.histogram(digit, _BINS, mask=wanted)
+                if FIRST and BITS == 32:
+                    magnitude = x.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
+                    bad |= (magnitude >= 0x7F800000).to(tl.int32)
+            bins = counts + target * _BINS + tl.arange(0, _BINS)
+            tl.atomic_add(bins, histogram.to(tl.int64), mask=histogram != 0, sem="relaxed")
+            if FIRST and BITS == 32:
+                if tl.max(bad, axis=0) != 0:
+                    tl.store(not_finite + channel, 1)
+
+
+@triton.jit(do_not_specialize=["low_rank", "high_rank"])
+def _settle(
+    counts,
+    ranks,
+    prefixes,
+    not_finite,
+    out,
+    pixels,
+    low_rank,
+    high_rank,
+    low_way,
+    high_way,
+    low_from_below,
+    high_from_below,
+    BITS: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    """Finds the byte in which each target's rank falls; after the last one, the percentiles."""
+    channel = tl.program_id(0).to(tl.int64)
+    counts += channel * _TARGETS * _BINS
+    target = tl.arange(0, _TARGETS)
+    if SHIFT + 8 == BITS:
+        rank = tl.where(target < 2, low_rank, high_rank).to(tl.int64) + target % 2
+        rank = tl.minimum(rank, pixels - 1)
+        prefix = tl.zeros([_TARGETS], dtype=tl.int64)
+        table = tl.zeros([_TARGETS], dtype=tl.int32)
+    else:
+        rank = tl.load(ranks + channel * _TARGETS + target)
+        prefix = tl.load(prefixes + channel * _TARGETS + target)
+        others = tl.load(prefixes + channel * _TARGETS + target[None, :])
+        # Targets of the same prefix share the counts of the first of them.
+        same = prefix[:, None] == others
+        table = tl.min(tl.where(same, target[None, :], _TARGETS), axis=1)
+    byte = tl.arange(0, _BINS)[None, :]
+    count = tl.load(counts + table[:, None] * _BINS + byte)
+    through = tl.cumsum(count, axis=1)
+    passed = through <= rank[:, None]
+    prefix = prefix * _BINS + tl.sum(passed.to(tl.int64), axis=1)
+    rank -= tl.sum(tl.where(passed, count, 0), axis=1)
+    tl.store(ranks + channel * _TARGETS + target, rank)
+    tl.store(prefixes + channel * _TARGETS + target, prefix)
+    if SHIFT == 0:
+        for side in tl.static_range(2):
+            below = _value(tl.sum(tl.where(target == 2 * side, prefix, 0), axis=0), BITS)
+            above = _value(tl.sum(tl.where(target == 2 * side + 1, prefix, 0), axis=0), BITS)
+            way = high_way if side else low_way
+            from_below = high_from_below if side else low_from_below
+            gap = above - below
+            bound = tl.where(from_below, below + gap * way, above - gap * way)
+            bound = tl.where(tl.load(not_finite + channel) != 0, float("nan"), bound)
+            tl.store(out + channel * 2 + side, bound)
