@@ -198,10 +198,10 @@ ScanlineSegments scanline_segments_op(const Tensor& lines, int64_t void_id, cons
   op.lines = static_cast<const uint8_t*>(lines.const_data_ptr());
   op.height = lines.size(0);
   op.width = lines.size(1) / 3;
-  STD_TORCH_CHECK(
-      ids.scalar_type() == ScalarType::Int && ids.dim() == 2 && ids.size(1) == op.width &&
-          (ids.size(0) == 0 || ids.size(0) == op.height),
-      "ids must be int32 [", op.height, ", ", op.width, "], or [0, ", op.width, "] for none");
+  STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Int && ids.dim() == 2 &&
+                      ids.size(1) == op.width && (ids.size(0) == 0 || ids.size(0) == op.height),
+                  "ids must be int32 [", op.height, ", ", op.width, "], or [0, ", op.width,
+                  "] for none");
   op.ids = ids.size(0) == 0 ? nullptr : static_cast<int32_t*>(ids.mutable_data_ptr());
   op.slots = slots_of(out);
   op.out = static_cast<Segment*>(out.mutable_data_ptr());
@@ -286,8 +286,7 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
       "pool_crops(Tensor features, bool take_max, bool l2_normalize, Tensor(a!) out) -> ()");
   library.def("decode_panoptic(Tensor rgb, Tensor(a!) out) -> ()");
   library.def("panoptic_segments(Tensor pixels, int void_id, Tensor(a!) out) -> ()");
-  library.def(
-      "scanline_segments(Tensor lines, int void_id, Tensor(a!) ids, Tensor(b!) out) -> ()");
+  library.def("scanline_segments(Tensor lines, int void_id, Tensor(a!) ids, Tensor(b!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {

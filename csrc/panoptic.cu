@@ -10,9 +10,7 @@ namespace {
 constexpr int64_t kFree = INT64_MIN;  // the id of a row without segment
 constexpr int64_t kStretch = 4 * kWarp;
 
-__device__ int32_t id_of(const uint8_t* pixel) {
-  return pixel[0] | pixel[1] << 8 | pixel[2] << 16;
-}
+__device__ int32_t id_of(const uint8_t* pixel) { return pixel[0] | pixel[1] << 8 | pixel[2] << 16; }
 
 // Four pixels per thread: three words in, four out.
 __global__ void __launch_bounds__(kThreads) decode_kernel(DecodePanoptic op, bool aligned) {
@@ -20,9 +18,8 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(DecodePanoptic op, boo
   if (aligned && i + 4 <= op.pixels) {
     const uint32_t* word = reinterpret_cast<const uint32_t*>(op.rgb + 3 * i);
     const uint32_t a = word[0], b = word[1], c = word[2];
-    *reinterpret_cast<uint4*>(op.out + i) =
-        make_uint4(a & 0xffffffu, (a >> 24 | b << 8) & 0xffffffu, (b >> 16 | c << 16) & 0xffffffu,
-                   c >> 8);
+    *reinterpret_cast<uint4*>(op.out + i) = make_uint4(
+        a & 0xffffffu, (a >> 24 | b << 8) & 0xffffffu, (b >> 16 | c << 16) & 0xffffffu, c >> 8);
   } else {
     for (int64_t k = i; k < i + 4 && k < op.pixels; ++k) op.out[k] = id_of(op.rgb + 3 * k);
   }
@@ -38,7 +35,9 @@ __device__ long long* atomic(int64_t& value) { return reinterpret_cast<long long
 
 // What a thread reads here may be old; the values only ever move one way, so an old one costs
 // an atomic that changes nothing, and a spared one would have changed nothing.
-__device__ int64_t peek(const int64_t& value) { return *const_cast<const volatile int64_t*>(&value); }
+__device__ int64_t peek(const int64_t& value) {
+  return *const_cast<const volatile int64_t*>(&value);
+}
 
 __device__ void add_run(const PanopticSegments& op, int32_t id, int64_t y, int64_t x0, int64_t x1) {
   for (Probe probe(id, op.slots);; probe.next()) {
@@ -72,7 +71,8 @@ __device__ int32_t pixel_id(const PanopticSegments& op, int64_t pixel) {
 
 // A warp takes a stretch of one row; runs that leave it are added in parts.
 template <bool kColours>
-__global__ void __launch_bounds__(kThreads) segments_kernel(PanopticSegments op, int64_t stretches) {
+__global__ void __launch_bounds__(kThreads)
+    segments_kernel(PanopticSegments op, int64_t stretches) {
   const int64_t stretch = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const int64_t y = stretch / stretches;
   if (y >= op.height) return;
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) segments_kernel(PanopticSegments op,
   for (int64_t x = begin; x < end; x += kWarp) {
     const int64_t mine = x + lane;
     const int32_t id = mine < end ? pixel_id<kColours>(op, y * op.width + mine) : 0;
-    const bool closes = mine < end && (mine + 1 == end ||
-                                       pixel_id<kColours>(op, y * op.width + mine + 1) != id);
+    const bool closes =
+        mine < end && (mine + 1 == end || pixel_id<kColours>(op, y * op.width + mine + 1) != id);
     const unsigned closing = __ballot_sync(0xffffffffu, closes);
     const unsigned before = closing & ((1u << lane) - 1);
     if (closes && id != op.void_id) {

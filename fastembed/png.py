@@ -12,7 +12,6 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -43,7 +42,8 @@ def read_scanlines(png: bytes | bytearray | memoryview | str | os.PathLike) -> n
         TypeError: neither bytes nor a path.
     """
     if isinstance(png, (str, os.PathLike)):
-        png = Path(png).read_bytes()
+        with open(png, "rb") as file:
+            png = file.read()
     try:
         data = memoryview(png).cast("B")
     except TypeError as error:

@@ -112,8 +112,10 @@ def panoptic_segments(
     tensor = tensor.contiguous()
     run = dispatch.resolve("panoptic", "panoptic_segments", tensor.device, backend)
     void_id = _NO_VOID if void is None else int(void)
-    rows = _gather(lambda table: run(tensor, void_id, table), tensor.device)
-    return Segments(*(like(part, pixels) for part in _parts(rows)))
+    segments = _gather(lambda table: run(tensor, void_id, table), tensor.device)
+    if isinstance(pixels, np.ndarray):
+        return segments
+    return Segments(*(torch.from_numpy(part).to(tensor.device) for part in segments))
 
 
 def panoptic_png_segments(
@@ -155,15 +157,14 @@ def panoptic_png_segments(
         ids = torch.empty((0, width), dtype=torch.int32)
     run = dispatch.resolve("panoptic", "scanline_segments", cpu, backend)
     void_id = _NO_VOID if void is None else int(void)
-    rows = _gather(lambda table: run(lines, void_id, ids, table), cpu)
-    segments = Segments(*(part.numpy() for part in _parts(rows)))
+    segments = _gather(lambda table: run(lines, void_id, ids, table), cpu)
     if out is not None:
         return segments, out
     return segments, ids.numpy() if with_ids else None
 
 
-def _gather(run: Callable[[torch.Tensor], None], device: torch.device) -> torch.Tensor:
-    """Rows [S, 6] of the table that `run` fills, by ascending id.
+def _gather(run: Callable[[torch.Tensor], None], device: torch.device) -> Segments:
+    """What the table says that `run` fills, as NumPy arrays.
 
     Ends at the latest with twice as many slots as the map has pixels.
     """
@@ -171,18 +172,14 @@ def _gather(run: Callable[[torch.Tensor], None], device: torch.device) -> torch.
     while True:
         table = torch.empty((1 + slots, 6), dtype=torch.int64, device=device)
         run(table)
-        count = int(table[0, 0])  # all that a GPU is waited for
-        if count <= slots // 2:
+        # 12 KiB at first. A GPU is waited for here, and only here.
+        rows = table.cpu().numpy()
+        if rows[0, 0] <= slots // 2:
             break
         slots *= 8
-    rows = table[1:]
-    free = torch.iinfo(torch.int64).max
-    order = torch.where(rows[:, 5] > 0, rows[:, 0], free).argsort()[:count]
-    return rows[order]
-
-
-def _parts(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return rows[:, 0].to(torch.int32), rows[:, 1:5].to(torch.int32), rows[:, 5].contiguous()
+    rows = rows[1:][rows[1:, 5] > 0]
+    rows = rows[rows[:, 0].argsort()]
+    return Segments(rows[:, 0].astype(np.int32), rows[:, 1:5].astype(np.int32), rows[:, 5].copy())
 
 
 def decode_panoptic_reference(rgb: torch.Tensor, out: torch.Tensor) -> None:
