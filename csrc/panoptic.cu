@@ -43,8 +43,9 @@ __device__ void add_run(const PanopticSegments& op, int32_t id, int64_t y, int64
   for (Probe probe(id, op.slots);; probe.next()) {
     Segment& row = op.out[1 + probe.slot];
     int64_t owner = peek(row.id);
+    // No room: nothing matters any more, and in a full table the search would have no end.
+    if (owner != id && peek(op.out->id) > op.slots / 2) return;
     if (owner == kFree) {
-      if (peek(op.out->id) > op.slots / 2) return;  // no room: nothing matters any more
       owner = atomicCAS(reinterpret_cast<unsigned long long*>(&row.id),
                         static_cast<unsigned long long>(kFree),
                         static_cast<unsigned long long>(static_cast<int64_t>(id)));

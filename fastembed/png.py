@@ -90,7 +90,7 @@ def _zlib_decompress(stream: memoryview | bytes, size: int) -> bytes:
         result = decompressor.decompress(stream, size + 1)
     except zlib.error as error:
         raise ValueError(f"it is corrupted: {error}") from error
-    if not decompressor.eof:  # at its end zlib has compared the checksum
+    if len(result) > size or not decompressor.eof:  # zlib compares the checksum at the end
         raise ValueError("it is truncated or longer")
     return result
 

@@ -197,7 +197,8 @@ def panoptic_segments_reference(pixels: torch.Tensor, void_id: int, out: torch.T
     values, segment, areas = torch.unique(ids, return_inverse=True, return_counts=True)
     segment = segment.flatten()
     place = torch.arange(ids.numel(), device=ids.device)
-    rows = [values.to(torch.int64)]
+    values = values.to(torch.int64)
+    rows = [values]
     for reduce in ("amin", "amax"):
         for coordinate in (place // width, place % width):
             extent = torch.zeros_like(areas)
