@@ -440,6 +440,8 @@ def test_damage_is_noticed_or_harmless(data):
     """Bytes changed, cut or put in: a ValueError, or an image that Pillow reads the same."""
     file = bytearray(GOOD)
     for _ in range(data.draw(st.integers(1, 4))):
+        if not file:
+            break
         at = data.draw(st.integers(0, len(file) - 1))
         action = data.draw(st.sampled_from(["change", "cut", "insert", "end"]))
         if action == "change":
@@ -448,7 +450,7 @@ def test_damage_is_noticed_or_harmless(data):
             del file[at : at + data.draw(st.integers(1, 8))]
         elif action == "insert":
             file[at:at] = data.draw(st.binary(min_size=1, max_size=8))
-        elif at:
+        else:
             del file[at:]
     if data.draw(st.booleans()):
         file = repaired(file)
