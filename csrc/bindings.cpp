@@ -170,6 +170,68 @@ PoolCrops pool_crops_op(const Tensor& features, bool take_max, bool l2_normalize
   return op;
 }
 
+DecodePanoptic decode_panoptic_op(const Tensor& rgb, const Tensor& out) {
+  check_layout("decode_panoptic", out, {rgb});
+  STD_TORCH_CHECK(rgb.scalar_type() == ScalarType::Byte && out.scalar_type() == ScalarType::Int &&
+                      rgb.numel() == 3 * out.numel(),
+                  "rgb must be uint8 with 3 elements for each of the int32 elements of out");
+  DecodePanoptic op{};
+  op.rgb = static_cast<const uint8_t*>(rgb.const_data_ptr());
+  op.out = static_cast<int32_t*>(out.mutable_data_ptr());
+  op.pixels = out.numel();
+  return op;
+}
+
+// The slots of a segment table: its rows but the first.
+int64_t slots_of(const Tensor& out) {
+  STD_TORCH_CHECK(out.scalar_type() == ScalarType::Long && out.dim() == 2 && out.size(1) == 6,
+                  "out must be int64 [1 + slots, 6]");
+  const int64_t slots = out.size(0) - 1;
+  STD_TORCH_CHECK(slots >= 2 && slots <= int64_t{1} << 30 && (slots & (slots - 1)) == 0,
+                  "slots must be a power of two in 2..2^30, not ", slots);
+  return slots;
+}
+
+PanopticSegments panoptic_segments_op(const Tensor& pixels, int64_t void_id, const Tensor& out) {
+  check_layout("panoptic_segments", out, {pixels});
+  PanopticSegments op{};
+  if (pixels.scalar_type() == ScalarType::Byte) {
+    STD_TORCH_CHECK(pixels.dim() == 3 && pixels.size(2) == 3, "colours must be [H, W, 3]");
+    op.rgb = static_cast<const uint8_t*>(pixels.const_data_ptr());
+  } else {
+    STD_TORCH_CHECK(pixels.scalar_type() == ScalarType::Int && pixels.dim() == 2,
+                    "pixels must be uint8 [H, W, 3] or int32 [H, W]");
+    op.ids = static_cast<const int32_t*>(pixels.const_data_ptr());
+  }
+  op.height = pixels.size(0);
+  op.width = pixels.size(1);
+  op.slots = slots_of(out);
+  op.out = static_cast<Segment*>(out.mutable_data_ptr());
+  op.void_id = void_id;
+  return op;
+}
+
+ScanlineSegments scanline_segments_op(const Tensor& lines, int64_t void_id, const Tensor& ids,
+                                      const Tensor& out) {
+  check_layout("scanline_segments", out, {lines, ids});
+  STD_TORCH_CHECK(
+      lines.scalar_type() == ScalarType::Byte && lines.dim() == 2 && lines.size(1) % 3 == 1,
+      "lines must be uint8 [H, 1 + 3 W]");
+  ScanlineSegments op{};
+  op.lines = static_cast<const uint8_t*>(lines.const_data_ptr());
+  op.height = lines.size(0);
+  op.width = lines.size(1) / 3;
+  STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Int && ids.dim() == 2 &&
+                      ids.size(1) == op.width && (ids.size(0) == 0 || ids.size(0) == op.height),
+                  "ids must be int32 [", op.height, ", ", op.width, "], or [0, ", op.width,
+                  "] for none");
+  op.ids = ids.size(0) == 0 ? nullptr : static_cast<int32_t*>(ids.mutable_data_ptr());
+  op.slots = slots_of(out);
+  op.out = static_cast<Segment*>(out.mutable_data_ptr());
+  op.void_id = void_id;
+  return op;
+}
+
 void percentile_bounds_cpu(const Tensor& image, int64_t low_rank, double low_fraction,
                            int64_t high_rank, double high_fraction, const Tensor& out) {
   cpu::percentile_bounds(
@@ -189,6 +251,19 @@ void gather_crops_cpu(const Tensor& image, const Tensor& origins, const Tensor& 
 
 void pool_crops_cpu(const Tensor& features, bool take_max, bool l2_normalize, const Tensor& out) {
   cpu::pool_crops(pool_crops_op(features, take_max, l2_normalize, out));
+}
+
+void decode_panoptic_cpu(const Tensor& rgb, const Tensor& out) {
+  cpu::decode_panoptic(decode_panoptic_op(rgb, out));
+}
+
+void panoptic_segments_cpu(const Tensor& pixels, int64_t void_id, const Tensor& out) {
+  cpu::panoptic_segments(panoptic_segments_op(pixels, void_id, out));
+}
+
+void scanline_segments_cpu(const Tensor& lines, int64_t void_id, const Tensor& ids,
+                           const Tensor& out) {
+  cpu::scanline_segments(scanline_segments_op(lines, void_id, ids, out));
 }
 
 #ifdef FASTEMBED_CUDA
@@ -230,6 +305,14 @@ void pool_crops_cuda(const Tensor& features, bool take_max, bool l2_normalize, c
   launch(cuda::pool_crops, pool_crops_op(features, take_max, l2_normalize, out), out);
 }
 
+void decode_panoptic_cuda(const Tensor& rgb, const Tensor& out) {
+  launch(cuda::decode_panoptic, decode_panoptic_op(rgb, out), out);
+}
+
+void panoptic_segments_cuda(const Tensor& pixels, int64_t void_id, const Tensor& out) {
+  launch(cuda::panoptic_segments, panoptic_segments_op(pixels, void_id, out), out);
+}
+
 #endif  // FASTEMBED_CUDA
 
 }  // namespace
@@ -245,6 +328,9 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
       "Tensor(a!) out) -> ()");
   library.def(
       "pool_crops(Tensor features, bool take_max, bool l2_normalize, Tensor(a!) out) -> ()");
+  library.def("decode_panoptic(Tensor rgb, Tensor(a!) out) -> ()");
+  library.def("panoptic_segments(Tensor pixels, int void_id, Tensor(a!) out) -> ()");
+  library.def("scanline_segments(Tensor lines, int void_id, Tensor(a!) ids, Tensor(b!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
@@ -252,6 +338,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cpu));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cpu));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cpu));
+  library.impl("decode_panoptic", TORCH_BOX(&fastembed::decode_panoptic_cpu));
+  library.impl("panoptic_segments", TORCH_BOX(&fastembed::panoptic_segments_cpu));
+  library.impl("scanline_segments", TORCH_BOX(&fastembed::scanline_segments_cpu));
 }
 
 #ifdef FASTEMBED_CUDA
@@ -260,5 +349,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CUDA, library) {
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cuda));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cuda));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cuda));
+  library.impl("decode_panoptic", TORCH_BOX(&fastembed::decode_panoptic_cuda));
+  library.impl("panoptic_segments", TORCH_BOX(&fastembed::panoptic_segments_cuda));
 }
 #endif

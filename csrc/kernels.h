@@ -59,12 +59,44 @@ struct PoolCrops {
   bool take_max, l2_normalize;
 };
 
+struct DecodePanoptic {
+  const uint8_t* rgb;  // [pixels, 3]
+  int32_t* out;        // [pixels]
+  int64_t pixels;
+};
+
+// A row of the segment table; area 0 is a free one.
+struct Segment {
+  int64_t id, y0, x0, y1, x1, area;
+};
+
+// The table: out[0].id becomes the number of ids found, which had no room if it is above
+// slots / 2; the other rows hold one segment each, in any order.
+struct PanopticSegments {
+  const uint8_t* rgb;  // [height, width, 3], or null and
+  const int32_t* ids;  // [height, width]
+  Segment* out;        // [1 + slots], slots a power of two
+  int64_t height, width, slots;
+  int64_t void_id;  // its pixels are in no segment
+};
+
+struct ScanlineSegments {
+  const uint8_t* lines;  // [height, 1 + 3 width]: PNG filter type, filtered RGB
+  int32_t* ids;          // [height, width], or null: not wanted
+  Segment* out;          // as in PanopticSegments
+  int64_t height, width, slots;
+  int64_t void_id;
+};
+
 // Single-threaded: the pipeline's pool is the parallelism.
 namespace cpu {
 void percentile_bounds(const PercentileBounds& op);
 void quantize(const Quantize& op);
 void gather_crops(const GatherCrops& op);
 void pool_crops(const PoolCrops& op);
+void decode_panoptic(const DecodePanoptic& op);
+void panoptic_segments(const PanopticSegments& op);
+void scanline_segments(const ScanlineSegments& op);
 }  // namespace cpu
 
 // On the current device and the given cudaStream_t, without waiting. Null, or what failed.
@@ -74,6 +106,8 @@ const char* percentile_bounds(const PercentileBounds& op, void* stream);
 const char* quantize(const Quantize& op, void* stream);
 const char* gather_crops(const GatherCrops& op, void* stream);
 const char* pool_crops(const PoolCrops& op, void* stream);
+const char* decode_panoptic(const DecodePanoptic& op, void* stream);
+const char* panoptic_segments(const PanopticSegments& op, void* stream);
 }  // namespace cuda
 
 }  // namespace fastembed

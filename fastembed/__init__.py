@@ -3,7 +3,8 @@
 The public API, one page:
 
 - ops: `percentile_bounds`, `percentile_quantize`, `zscore_quantize`, `crop_origins`,
-  `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`
+  `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`; `decode_panoptic`,
+  `panoptic_segments`, `panoptic_png_segments` and what the last two give, `Segments`
 - nouns: sources `TensorCsv`, `TensorPostgres`; recipe `MultiCrop`; `load_engine`; sink
   `NpyPerSample`; indexes `Tsv`, `Postgres`
 - verb: `extract`, which returns a `Report`
@@ -14,9 +15,13 @@ from .engines import load_engine
 from .indexes import Postgres, Tsv
 from .ops import (
     Percentile,
+    Segments,
     ZScore,
     crop_origins,
+    decode_panoptic,
     gather_crops,
+    panoptic_png_segments,
+    panoptic_segments,
     percentile_bounds,
     percentile_quantize,
     pool_crops,
@@ -34,14 +39,18 @@ __all__ = [
     "Percentile",
     "Postgres",
     "Report",
+    "Segments",
     "TensorCsv",
     "TensorPostgres",
     "Tsv",
     "ZScore",
     "crop_origins",
+    "decode_panoptic",
     "extract",
     "gather_crops",
     "load_engine",
+    "panoptic_png_segments",
+    "panoptic_segments",
     "percentile_bounds",
     "percentile_quantize",
     "pool_crops",

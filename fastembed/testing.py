@@ -57,6 +57,51 @@ def microscopy(dtype: str, height: int, width: int, seed: int, channels: int = 5
     return np.minimum(image, top).astype(dtype)
 
 
+def panoptic_map(height: int, width: int, seed: int, segments: int = 24) -> np.ndarray:
+    """Discs over stripes over void, [H, W] int32: ids below 2^24, runs as long as COCO's."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((height, width), dtype=np.int32)
+    colours = rng.integers(1, 2**24, segments)
+    colours[-1] = 2**24 - 1
+    y, x = np.ogrid[:height, :width]
+    for i, colour in enumerate(colours):
+        if i % 3 == 0:
+            top = rng.integers(0, height)
+            ids[top : top + 1 + height // 6] = colour
+        else:
+            radius = max(1, min(height, width) * rng.uniform(0.02, 0.25))
+            at = rng.integers(0, height), rng.integers(0, width)
+            ids[(y - at[0]) ** 2 + (x - at[1]) ** 2 <= radius**2] = colour
+    return ids
+
+
+def colours_of(ids: np.ndarray) -> np.ndarray:
+    """The panoptic map [H, W, 3] uint8 of ids 0..2^24 - 1: panopticapi's id2rgb."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
+def oracle_panoptic(rgb: np.ndarray) -> np.ndarray:
+    """panopticapi's rgb2id: [H, W] int32."""
+    rgb = rgb.astype(np.int32)
+    return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 256 * 256 * rgb[:, :, 2]
+
+
+def oracle_segments(ids: np.ndarray, void: int | None = 0) -> np.ndarray:
+    """A mask per id: [S, 6] int64 of (id, y0, x0, y1, x1, area)."""
+    rows = []
+    for segment in np.unique(ids):
+        if segment != void:
+            y, x = np.nonzero(ids == segment)
+            rows.append((segment, y.min(), x.min(), y.max(), x.max(), len(y)))
+    return np.array(rows, dtype=np.int64).reshape(-1, 6)
+
+
+def segment_rows(segments: ops.Segments) -> np.ndarray:
+    """Segments as the rows that `oracle_segments` gives."""
+    ids, boxes, areas = (as_numpy(part).astype(np.int64) for part in segments)
+    return np.column_stack([ids, boxes, areas])
+
+
 def oracle_bounds(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """Percentiles by a full sort and NumPy 2.4's "linear" rule, written out: [C, 2]."""
     bounds = np.empty((len(image), 2), dtype=np.float32)
@@ -218,6 +263,16 @@ def _pool_case(mode: str, l2_normalize: bool) -> Case:
     )
 
 
+def _panoptic(dtype: str, height: int, width: int, seed: int) -> dict:
+    ids = panoptic_map(height, width, seed)
+    return {"pixels": torch.from_numpy(colours_of(ids) if dtype == "uint8" else ids)}
+
+
+def _oracle_segments(arguments: dict) -> np.ndarray:
+    pixels = as_numpy(arguments["pixels"])
+    return oracle_segments(oracle_panoptic(pixels) if pixels.ndim == 3 else pixels)
+
+
 INTENSITIES = ("uint8", "uint16", "float32")
 
 CASES = (
@@ -270,4 +325,24 @@ CASES = (
         for output in ("float32", "bfloat16", "float16")
     ),
     *(_pool_case(mode, l2) for mode in ("avg", "max") for l2 in (False, True)),
+    Case(
+        op="decode_panoptic",
+        family="panoptic",
+        kernels=("decode_panoptic",),
+        make=_panoptic,
+        run=lambda a, backend: ops.decode_panoptic(a["pixels"], backend=backend),
+        oracle=lambda a: oracle_panoptic(as_numpy(a["pixels"])),
+        bytes_moved=lambda a: a["pixels"].nbytes * 7 // 3,
+        dtypes=("uint8",),
+    ),
+    Case(
+        op="panoptic_segments",
+        family="panoptic",
+        kernels=("panoptic_segments",),
+        make=_panoptic,
+        run=lambda a, backend: segment_rows(ops.panoptic_segments(a["pixels"], backend=backend)),
+        oracle=_oracle_segments,
+        bytes_moved=lambda a: a["pixels"].nbytes,
+        dtypes=("uint8", "int32"),
+    ),
 )

@@ -24,14 +24,16 @@ REQUIRED = {name for name in os.environ.get("FASTEMBED_REQUIRE", "").split(",") 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def need_backend(backend: str, family: str, kernels: tuple[str, ...]) -> None:
+def need_backend(
+    backend: str, family: str, kernels: tuple[str, ...], device: str = DEVICE.type
+) -> None:
     """Skips, with the reason, where a backend lacks a kernel; fails where it is required.
 
     A kernel that its room simply does not have (yet) is a skip also for a required backend:
     the automatic order covers it. One that is there and cannot run is not.
     """
     for kernel in kernels:
-        function, reason = dispatch.find(family, kernel, DEVICE.type, backend)
+        function, reason = dispatch.find(family, kernel, device, backend)
         if function is None:
             if backend in REQUIRED and not reason.endswith(f"has no {kernel}"):
                 pytest.fail(f"FASTEMBED_REQUIRE names {backend}, but {kernel}: {reason}")

@@ -21,7 +21,17 @@ from fastembed import dispatch
 
 LIBRARY = Path(fastembed.__file__).with_name("_native.so")
 ROOT = Path(__file__).resolve().parents[1]
-OPS = ("percentile_bounds", "quantize", "gather_crops", "pool_crops")
+# What each op writes.
+OPS = {
+    "percentile_bounds": ["out"],
+    "quantize": ["out"],
+    "gather_crops": ["out"],
+    "pool_crops": ["out"],
+    "decode_panoptic": ["out"],
+    "panoptic_segments": ["out"],
+    "scanline_segments": ["ids", "out"],
+}
+CPU_ONLY = {"scanline_segments"}  # PNG files are read where they are decompressed
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +69,11 @@ def test_names_no_folder_of_the_build(library):
 def test_op_is_registered_for_the_cpu(op):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastembed::{op}", "CPU")
     schema = getattr(torch.ops.fastembed, op).default._schema
-    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["out"]
+    assert [argument.name for argument in schema.arguments if argument.alias_info] == OPS[op]
     assert schema.returns == []
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", sorted(OPS.keys() - CPU_ONLY))
 def test_op_is_registered_for_cuda_where_nvcc_built_it(op):
     if not has_cuda_code():
         pytest.skip("built without CUDA code: no nvcc at build time, or FASTEMBED_CUDA=0")
@@ -156,6 +166,14 @@ def bounds(**changed):
     return tuple((arguments | changed).values())
 
 
+def table(slots=8):
+    return zeros(1 + slots, 6, dtype=torch.int64)
+
+
+def ids(*shape):
+    return zeros(*shape, dtype=torch.int32)
+
+
 # What would read or write outside a tensor is refused by the library itself.
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
@@ -184,6 +202,25 @@ def bounds(**changed):
         ("gather_crops", crops(table=zeros(1, 255)), r"table must be \[1, 256\]"),
         ("gather_crops", crops(table=zeros(1, 256).half()), "out's dtype"),
         ("gather_crops", crops(origins=zeros(1, 2)), "origins must be int32"),
+        ("decode_panoptic", (zeros(4, 4, 3).byte(), ids(4, 5)), "3 elements for each"),
+        ("decode_panoptic", (zeros(4, 4, 3).byte(), zeros(4, 4)), "int32 elements of out"),
+        ("panoptic_segments", (zeros(4, 4, 4).byte(), 0, table()), r"must be \[H, W, 3\]"),
+        ("panoptic_segments", (zeros(4, 4), 0, table()), r"or int32 \[H, W\]"),
+        ("panoptic_segments", (ids(4, 4), 0, table(7)), "power of two in 2..2.30, not 7"),
+        ("panoptic_segments", (ids(4, 4), 0, table(0)), "power of two in 2..2.30, not 0"),
+        ("panoptic_segments", (ids(4, 4), 0, zeros(9, 6)), "out must be int64"),
+        ("panoptic_segments", (ids(4, 4), 0, table()[:, :5].contiguous()), r"\[1 \+ slots, 6\]"),
+        ("panoptic_segments", (ids(4, 8)[:, ::2], 0, table()), "contiguous"),
+        (
+            "scanline_segments",
+            (zeros(4, 12).byte(), 0, ids(0, 4), table()),
+            r"lines must be uint8 \[H, 1 \+ 3 W\]",
+        ),
+        (
+            "scanline_segments",
+            (zeros(4, 13).byte(), 0, ids(3, 4), table()),
+            r"ids must be int32 \[4, 4\]",
+        ),
     ],
 )
 def test_memory_is_checked(op, arguments, message):

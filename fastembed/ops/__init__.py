@@ -1,13 +1,18 @@
 """The ops: one file per family, with contract, checks, plain reference and dispatch."""
 
 from .crops import crop_origins, gather_crops, pool_crops
+from .panoptic import Segments, decode_panoptic, panoptic_png_segments, panoptic_segments
 from .quantize import Percentile, ZScore, percentile_bounds, percentile_quantize, zscore_quantize
 
 __all__ = [
     "Percentile",
+    "Segments",
     "ZScore",
     "crop_origins",
+    "decode_panoptic",
     "gather_crops",
+    "panoptic_png_segments",
+    "panoptic_segments",
     "percentile_bounds",
     "percentile_quantize",
     "pool_crops",
