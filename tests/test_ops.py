@@ -96,15 +96,16 @@ def test_percentiles_anywhere(dtype, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_percentiles_of_the_smallest_floats(backend):
-    """Zeros of both signs, denormals, and values of either sign up to the largest."""
+def test_percentiles_of_extreme_floats(backend):
+    """Zeros of both signs, denormals, either sign up to the largest, nothing but the lowest."""
     need_backend(backend, "quantize", ("percentile_bounds",))
     rng = np.random.default_rng(0)
-    image = np.empty((4, 40, 50), dtype=np.float32)
+    image = np.empty((5, 40, 50), dtype=np.float32)
     image[0] = rng.choice(np.array([0.0, -0.0], dtype=np.float32), image[0].shape)
     image[1] = rng.integers(-9, 9, image[1].shape) * np.float32(1e-45)
     image[2] = rng.standard_normal(image[2].shape)
     image[3] = rng.choice(np.array([-1.7e38, 1.7e38, 1e-38, 0], dtype=np.float32), image[3].shape)
+    image[4] = rng.uniform(-3e38, -1e38, image[4].shape)
     tensor = torch.from_numpy(image).to(DEVICE)
     for low, high in [(1, 99), (0, 100), (45, 55)]:
         bounds = ops.percentile_bounds(tensor, low, high, backend=backend)

@@ -56,6 +56,9 @@ std::vector<T> image_of(int64_t count, std::mt19937& random) {
           x = static_cast<T>(below(2));
         }
         break;
+      case 8:  // the lowest there are
+        x = static_cast<T>(std::is_same_v<T, float> ? -1e34 * spots(random) : below(3));
+        break;
       default:
         x = static_cast<T>(std::min(spots(random), top));
     }
