@@ -1,11 +1,13 @@
 """The ops: one file per family, with contract, checks, plain reference and dispatch."""
 
 from .crops import crop_origins, gather_crops, pool_crops
+from .masks import blend_crops
 from .quantize import Percentile, ZScore, percentile_bounds, percentile_quantize, zscore_quantize
 
 __all__ = [
     "Percentile",
     "ZScore",
+    "blend_crops",
     "crop_origins",
     "gather_crops",
     "percentile_bounds",
