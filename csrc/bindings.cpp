@@ -147,6 +147,57 @@ PoolCrops pool_crops_op(const Tensor& features, bool take_max, bool l2_normalize
   return op;
 }
 
+BlendCrops blend_crops_op(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                          const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                          bool tall_first, const Tensor& out) {
+  check_layout("blend_crops", out, {image, ids, crops, background, table});
+  STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte && image.dim() == 3 && image.size(2) == 3,
+                  "image must be uint8 [H, W, 3]");
+  STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Int && ids.dim() == 2 &&
+                      ids.size(0) == image.size(0) && ids.size(1) == image.size(1),
+                  "ids must be int32 [", image.size(0), ", ", image.size(1), "]");
+  STD_TORCH_CHECK(out.dim() == 4 && out.size(1) == 3 && out.size(2) == out.size(3) &&
+                      (out.size(2) >= 1 || out.size(0) == 0),
+                  "out must be [S, 3, size, size] with size >= 1");
+  STD_TORCH_CHECK(crops.scalar_type() == ScalarType::Int && crops.dim() == 2 &&
+                      crops.size(0) == out.size(0) && crops.size(1) == 5,
+                  "crops must be int32 [", out.size(0), ", 5]");
+  STD_TORCH_CHECK(background.scalar_type() == ScalarType::Byte && background.numel() == 256,
+                  "background must be uint8 [256]");
+  STD_TORCH_CHECK(table.scalar_type() == out.scalar_type() && table.dim() == 2 &&
+                      table.size(0) == 3 && table.size(1) == 256,
+                  "table must be [3, 256] of out's dtype");
+  BlendCrops op{};
+  op.image = static_cast<const uint8_t*>(image.const_data_ptr());
+  op.ids = static_cast<const int32_t*>(ids.const_data_ptr());
+  op.crop = static_cast<const Crop*>(crops.const_data_ptr());
+  op.background = static_cast<const uint8_t*>(background.const_data_ptr());
+  op.table = table.const_data_ptr();
+  op.out = out.mutable_data_ptr();
+  op.value_bytes = static_cast<int64_t>(out.element_size());
+  op.height = image.size(0);
+  op.width = image.size(1);
+  op.crops = out.size(0);
+  op.size = out.size(2);
+  op.cubic = cubic;
+  op.narrow = narrow;
+  op.tall_first = tall_first;
+  STD_TORCH_CHECK(op.value_bytes == 1 || op.value_bytes == 2 || op.value_bytes == 4,
+                  "elements of table must have 1, 2 or 4 bytes");
+  return op;
+}
+
+void check_indices(const BlendCrops& op) {
+  for (int64_t s = 0; s < op.crops; ++s) {
+    const int64_t top = op.crop[s].top, left = op.crop[s].left;
+    const int64_t height = op.crop[s].height, width = op.crop[s].width;
+    STD_TORCH_CHECK(0 <= top && 0 <= left && 1 <= height && 1 <= width &&
+                        top + height <= op.height && left + width <= op.width,
+                    "crop ", s, " of ", height, "x", width, " at (", top, ", ", left,
+                    ") is empty or leaves the image");
+  }
+}
+
 void quantize_cpu(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   cpu::quantize(quantize_op(image, ramp, out));
 }
@@ -160,6 +211,15 @@ void gather_crops_cpu(const Tensor& image, const Tensor& origins, const Tensor& 
 
 void pool_crops_cpu(const Tensor& features, bool take_max, bool l2_normalize, const Tensor& out) {
   cpu::pool_crops(pool_crops_op(features, take_max, l2_normalize, out));
+}
+
+void blend_crops_cpu(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                     const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                     bool tall_first, const Tensor& out) {
+  const BlendCrops op =
+      blend_crops_op(image, ids, crops, background, table, cubic, narrow, tall_first, out);
+  check_indices(op);
+  cpu::blend_crops(op);
 }
 
 #ifdef FASTEMBED_CUDA
@@ -189,6 +249,13 @@ void pool_crops_cuda(const Tensor& features, bool take_max, bool l2_normalize, c
   launch(cuda::pool_crops, pool_crops_op(features, take_max, l2_normalize, out), out);
 }
 
+void blend_crops_cuda(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                      const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                      bool tall_first, const Tensor& out) {
+  launch(cuda::blend_crops,
+         blend_crops_op(image, ids, crops, background, table, cubic, narrow, tall_first, out), out);
+}
+
 #endif  // FASTEMBED_CUDA
 
 }  // namespace
@@ -201,12 +268,16 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
       "Tensor(a!) out) -> ()");
   library.def(
       "pool_crops(Tensor features, bool take_max, bool l2_normalize, Tensor(a!) out) -> ()");
+  library.def(
+      "blend_crops(Tensor image, Tensor ids, Tensor crops, Tensor background, Tensor table, "
+      "bool cubic, bool narrow, bool tall_first, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cpu));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cpu));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cpu));
+  library.impl("blend_crops", TORCH_BOX(&fastembed::blend_crops_cpu));
 }
 
 #ifdef FASTEMBED_CUDA
@@ -214,5 +285,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CUDA, library) {
   library.impl("quantize", TORCH_BOX(&fastembed::quantize_cuda));
   library.impl("gather_crops", TORCH_BOX(&fastembed::gather_crops_cuda));
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cuda));
+  library.impl("blend_crops", TORCH_BOX(&fastembed::blend_crops_cuda));
 }
 #endif
