@@ -21,7 +21,7 @@ from fastembed import dispatch
 
 LIBRARY = Path(fastembed.__file__).with_name("_native.so")
 ROOT = Path(__file__).resolve().parents[1]
-OPS = ("quantize", "gather_crops", "pool_crops")
+OPS = ("quantize", "gather_crops", "pool_crops", "blend_crops")
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +143,22 @@ def crops(origin=(0, 0), plane=0, size=4, **changed):
     return tuple((arguments | changed).values())
 
 
+def blend(crop=(7, 0, 0, 8, 9), **changed):
+    """Arguments of blend_crops on an image [8, 9, 3]."""
+    arguments = {
+        "image": zeros(8, 9, 3, dtype=torch.uint8),
+        "ids": zeros(8, 9, dtype=torch.int32),
+        "crops": torch.tensor([crop], dtype=torch.int32),
+        "background": zeros(256, dtype=torch.uint8),
+        "table": zeros(3, 256),
+        "cubic": True,
+        "narrow": False,
+        "tall_first": True,
+        "out": zeros(1, 3, 4, 4),
+    }
+    return tuple((arguments | changed).values())
+
+
 # What would read or write outside a tensor is refused by the library itself.
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
@@ -165,6 +181,18 @@ def crops(origin=(0, 0), plane=0, size=4, **changed):
         ("gather_crops", crops(table=zeros(1, 255)), r"table must be \[1, 256\]"),
         ("gather_crops", crops(table=zeros(1, 256).half()), "out's dtype"),
         ("gather_crops", crops(origins=zeros(1, 2)), "origins must be int32"),
+        ("blend_crops", blend(crop=(7, 1, 0, 8, 9)), r"crop 0 of 8x9 at \(1, 0\).*leaves"),
+        ("blend_crops", blend(crop=(7, 0, -1, 8, 9)), r"at \(0, -1\).*leaves the image"),
+        ("blend_crops", blend(crop=(7, 3, 3, 0, 1)), "is empty or leaves"),
+        ("blend_crops", blend(crop=(7, 2**31 - 1, 0, 2**31 - 1, 1)), "leaves the image"),
+        ("blend_crops", blend(image=zeros(8, 9, 4).byte()), r"uint8 \[H, W, 3\]"),
+        ("blend_crops", blend(ids=zeros(9, 8, dtype=torch.int32)), r"ids must be int32 \[8, 9\]"),
+        ("blend_crops", blend(ids=zeros(8, 9, dtype=torch.int64)), "ids must be int32"),
+        ("blend_crops", blend(crops=zeros(1, 4, dtype=torch.int32)), r"crops must be int32 \[1, 5"),
+        ("blend_crops", blend(background=zeros(255).byte()), r"background must be uint8 \[256\]"),
+        ("blend_crops", blend(table=zeros(3, 256).half()), "of out's dtype"),
+        ("blend_crops", blend(out=zeros(1, 3, 4, 5)), r"out must be \[S, 3, size, size\]"),
+        ("blend_crops", blend(out=zeros(1, 3, 0, 0)), "size >= 1"),
     ],
 )
 def test_memory_is_checked(op, arguments, message):
