@@ -238,6 +238,57 @@ void percentile_bounds_cpu(const Tensor& image, int64_t low_rank, double low_fra
       percentile_bounds_op(image, {low_rank, low_fraction}, {high_rank, high_fraction}, out));
 }
 
+BlendCrops blend_crops_op(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                          const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                          bool tall_first, const Tensor& out) {
+  check_layout("blend_crops", out, {image, ids, crops, background, table});
+  STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte && image.dim() == 3 && image.size(2) == 3,
+                  "image must be uint8 [H, W, 3]");
+  STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Int && ids.dim() == 2 &&
+                      ids.size(0) == image.size(0) && ids.size(1) == image.size(1),
+                  "ids must be int32 [", image.size(0), ", ", image.size(1), "]");
+  STD_TORCH_CHECK(out.dim() == 4 && out.size(1) == 3 && out.size(2) == out.size(3) &&
+                      (out.size(2) >= 1 || out.size(0) == 0),
+                  "out must be [S, 3, size, size] with size >= 1");
+  STD_TORCH_CHECK(crops.scalar_type() == ScalarType::Int && crops.dim() == 2 &&
+                      crops.size(0) == out.size(0) && crops.size(1) == 5,
+                  "crops must be int32 [", out.size(0), ", 5]");
+  STD_TORCH_CHECK(background.scalar_type() == ScalarType::Byte && background.numel() == 256,
+                  "background must be uint8 [256]");
+  STD_TORCH_CHECK(table.scalar_type() == out.scalar_type() && table.dim() == 2 &&
+                      table.size(0) == 3 && table.size(1) == 256,
+                  "table must be [3, 256] of out's dtype");
+  BlendCrops op{};
+  op.image = static_cast<const uint8_t*>(image.const_data_ptr());
+  op.ids = static_cast<const int32_t*>(ids.const_data_ptr());
+  op.crop = static_cast<const Crop*>(crops.const_data_ptr());
+  op.background = static_cast<const uint8_t*>(background.const_data_ptr());
+  op.table = table.const_data_ptr();
+  op.out = out.mutable_data_ptr();
+  op.value_bytes = static_cast<int64_t>(out.element_size());
+  op.height = image.size(0);
+  op.width = image.size(1);
+  op.crops = out.size(0);
+  op.size = out.size(2);
+  op.cubic = cubic;
+  op.narrow = narrow;
+  op.tall_first = tall_first;
+  STD_TORCH_CHECK(op.value_bytes == 1 || op.value_bytes == 2 || op.value_bytes == 4,
+                  "elements of table must have 1, 2 or 4 bytes");
+  return op;
+}
+
+void check_indices(const BlendCrops& op) {
+  for (int64_t s = 0; s < op.crops; ++s) {
+    const int64_t top = op.crop[s].top, left = op.crop[s].left;
+    const int64_t height = op.crop[s].height, width = op.crop[s].width;
+    STD_TORCH_CHECK(0 <= top && 0 <= left && 1 <= height && 1 <= width &&
+                        top + height <= op.height && left + width <= op.width,
+                    "crop ", s, " of ", height, "x", width, " at (", top, ", ", left,
+                    ") is empty or leaves the image");
+  }
+}
+
 void quantize_cpu(const Tensor& image, const Tensor& ramp, const Tensor& out) {
   cpu::quantize(quantize_op(image, ramp, out));
 }
@@ -264,6 +315,15 @@ void panoptic_segments_cpu(const Tensor& pixels, int64_t void_id, const Tensor& 
 void scanline_segments_cpu(const Tensor& lines, int64_t void_id, const Tensor& ids,
                            const Tensor& out) {
   cpu::scanline_segments(scanline_segments_op(lines, void_id, ids, out));
+}
+
+void blend_crops_cpu(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                     const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                     bool tall_first, const Tensor& out) {
+  const BlendCrops op =
+      blend_crops_op(image, ids, crops, background, table, cubic, narrow, tall_first, out);
+  check_indices(op);
+  cpu::blend_crops(op);
 }
 
 #ifdef FASTEMBED_CUDA
@@ -313,6 +373,13 @@ void panoptic_segments_cuda(const Tensor& pixels, int64_t void_id, const Tensor&
   launch(cuda::panoptic_segments, panoptic_segments_op(pixels, void_id, out), out);
 }
 
+void blend_crops_cuda(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                      const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                      bool tall_first, const Tensor& out) {
+  launch(cuda::blend_crops,
+         blend_crops_op(image, ids, crops, background, table, cubic, narrow, tall_first, out), out);
+}
+
 #endif  // FASTEMBED_CUDA
 
 }  // namespace
@@ -331,6 +398,9 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
   library.def("decode_panoptic(Tensor rgb, Tensor(a!) out) -> ()");
   library.def("panoptic_segments(Tensor pixels, int void_id, Tensor(a!) out) -> ()");
   library.def("scanline_segments(Tensor lines, int void_id, Tensor(a!) ids, Tensor(b!) out) -> ()");
+  library.def(
+      "blend_crops(Tensor image, Tensor ids, Tensor crops, Tensor background, Tensor table, "
+      "bool cubic, bool narrow, bool tall_first, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
@@ -341,6 +411,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
   library.impl("decode_panoptic", TORCH_BOX(&fastembed::decode_panoptic_cpu));
   library.impl("panoptic_segments", TORCH_BOX(&fastembed::panoptic_segments_cpu));
   library.impl("scanline_segments", TORCH_BOX(&fastembed::scanline_segments_cpu));
+  library.impl("blend_crops", TORCH_BOX(&fastembed::blend_crops_cpu));
 }
 
 #ifdef FASTEMBED_CUDA
@@ -351,5 +422,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CUDA, library) {
   library.impl("pool_crops", TORCH_BOX(&fastembed::pool_crops_cuda));
   library.impl("decode_panoptic", TORCH_BOX(&fastembed::decode_panoptic_cuda));
   library.impl("panoptic_segments", TORCH_BOX(&fastembed::panoptic_segments_cuda));
+  library.impl("blend_crops", TORCH_BOX(&fastembed::blend_crops_cuda));
 }
 #endif

@@ -88,6 +88,23 @@ struct ScanlineSegments {
   int64_t void_id;
 };
 
+// A padded box and the segment in it; a row of the crops tensor.
+struct Crop {
+  int32_t id, top, left, height, width;
+};
+
+struct BlendCrops {
+  const uint8_t* image;       // [height, width, 3]
+  const int32_t* ids;         // [height, width]
+  const Crop* crop;           // [crops]
+  const uint8_t* background;  // [256], what a level becomes outside of the mask
+  const void* table;          // [3, 256], elements of value_bytes
+  void* out;                  // [crops, 3, size, size], elements of value_bytes
+  int64_t value_bytes;        // 1, 2 or 4: a lookup copies bits, whatever they mean
+  int64_t height, width, crops, size;
+  bool cubic, narrow, tall_first;
+};
+
 // Single-threaded: the pipeline's pool is the parallelism.
 namespace cpu {
 void percentile_bounds(const PercentileBounds& op);
@@ -97,6 +114,7 @@ void pool_crops(const PoolCrops& op);
 void decode_panoptic(const DecodePanoptic& op);
 void panoptic_segments(const PanopticSegments& op);
 void scanline_segments(const ScanlineSegments& op);
+void blend_crops(const BlendCrops& op);
 }  // namespace cpu
 
 // On the current device and the given cudaStream_t, without waiting. Null, or what failed.
@@ -108,6 +126,7 @@ const char* gather_crops(const GatherCrops& op, void* stream);
 const char* pool_crops(const PoolCrops& op, void* stream);
 const char* decode_panoptic(const DecodePanoptic& op, void* stream);
 const char* panoptic_segments(const PanopticSegments& op, void* stream);
+const char* blend_crops(const BlendCrops& op, void* stream);
 }  // namespace cuda
 
 }  // namespace fastembed

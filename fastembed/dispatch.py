@@ -38,6 +38,7 @@ ORDER = {
 FAMILIES = {
     "quantize": ("percentile_bounds", "quantize"),
     "crops": ("gather_crops", "pool_crops"),
+    "masks": ("blend_crops", "blend_crops_float"),
     "panoptic": ("decode_panoptic", "panoptic_segments", "scanline_segments"),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -171,6 +172,90 @@ def oracle_pool(features: np.ndarray, mode: str, l2_normalize: bool, dtype: str)
     return round_to_bfloat16(pooled) if dtype == "bfloat16" else pooled.astype(dtype)
 
 
+def scene(height: int, width: int, segments: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photograph's stand-in and its panoptic map: [H, W, 3] uint8 and [H, W] int32.
+
+    Every pixel belongs to the nearest of some points; colour follows the segment, on a
+    gradient, with noise: flat areas, edges and texture.
+    """
+    rng = np.random.default_rng(seed)
+    points = rng.random((segments, 2)) * (height, width)
+    rows, columns = np.mgrid[:height, :width]
+    distance = [(rows - y) ** 2 + (columns - x) ** 2 for y, x in points]
+    nearest = np.argmin(distance, axis=0)
+    colours = rng.integers(0, 256, (segments, 3))
+    image = colours[nearest] + (60 * rows / height)[..., None] + rng.normal(0, 12, (1, width, 3))
+    ids = rng.choice(1 << 24, segments, replace=False).astype(np.int32)
+    return np.clip(image, 0, 255).astype(np.uint8), ids[nearest]
+
+
+def segments_of(ids: np.ndarray) -> SimpleNamespace:
+    """Ids, ascending, and inclusive boxes of the segments of a panoptic map [H, W]."""
+    names = np.unique(ids)
+    boxes = []
+    for name in names:
+        y, x = np.nonzero(ids == name)
+        boxes.append((y.min(), x.min(), y.max(), x.max()))
+    return SimpleNamespace(ids=names, boxes=np.array(boxes, dtype=np.int32))
+
+
+def oracle_blended_crop(
+    image: np.ndarray, mask: np.ndarray, box: Iterable[int], bg_alpha: float, pad_ratio: float
+) -> np.ndarray:
+    """The seed's way: the whole image blended in float64, then cut out: [h, w, 3] uint8."""
+    height, width = mask.shape
+    alpha = np.where(mask, 1.0, np.float64(np.float32(bg_alpha)))[..., None]
+    blended = image.astype(np.float64) / 255 * alpha + (1 - alpha) * 0.5
+    y0, x0, y1, x1 = (int(edge) for edge in box)
+    pad_y, pad_x = int(pad_ratio * (y1 - y0 + 1)), int(pad_ratio * (x1 - x0 + 1))
+    rows = slice(max(0, y0 - pad_y), min(height, y1 + 1 + pad_y))
+    columns = slice(max(0, x0 - pad_x), min(width, x1 + 1 + pad_x))
+    return (blended[rows, columns] * 255).astype(np.uint8)
+
+
+def oracle_resize(crop: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """[h, w, 3] uint8 to [size, size, 3], by the library that `mode` names."""
+    if mode.startswith("pillow"):
+        from PIL import Image
+
+        picture = Image.fromarray(crop)
+        if mode == "pillow12-bicubic":  # horizontally first, whatever the installed one does
+            picture = picture.resize((size, len(crop)), Image.Resampling.BICUBIC)
+        return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+    from torchvision.transforms import v2
+
+    tensor = torch.from_numpy(crop).permute(2, 0, 1)  # a batch of one, channels last
+    if mode == "float-bilinear":
+        tensor = tensor / 255
+    interpolation = v2.InterpolationMode(mode.rpartition("-")[2])
+    resized = v2.functional.resize(tensor, [size, size], interpolation, antialias=True)
+    return resized.permute(1, 2, 0).numpy()
+
+
+def oracle_blend_crops(
+    image: np.ndarray,
+    ids: np.ndarray,
+    segments: SimpleNamespace,
+    size: int = 224,
+    bg_alpha: float = 0.3,
+    pad_ratio: float = 0.1,
+    mean: tuple = (0.5, 0.5, 0.5),
+    std: tuple = (0.5, 0.5, 0.5),
+    dtype: str = "float32",
+    resize: str = "pillow-bicubic",
+) -> np.ndarray:
+    """Blend, cut, resize, / 255, - mean, / std in float32, one cast: [S, 3, size, size]."""
+    crops = np.empty((len(segments.ids), 3, size, size), dtype=np.float32)
+    for crop, name, box in zip(crops, segments.ids, segments.boxes, strict=True):
+        blended = oracle_blended_crop(image, ids == name, box, bg_alpha, pad_ratio)
+        value = oracle_resize(blended, size, resize)
+        if value.dtype == np.uint8:
+            value = value.astype(np.float32) / np.float32(255)
+        value = (value - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+        crop[:] = value.transpose(2, 0, 1)
+    return round_to_bfloat16(crops) if dtype == "bfloat16" else crops.astype(dtype)
+
+
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """float32 rounded half to even to bfloat16, still as float32. For finite values."""
     bits = values.astype(np.float32).view(np.uint32)
@@ -273,6 +358,50 @@ def _oracle_segments(arguments: dict) -> np.ndarray:
     return oracle_segments(oracle_panoptic(pixels) if pixels.ndim == 3 else pixels)
 
 
+def _scene(dtype: str, height: int, width: int, seed: int) -> dict:
+    """Four segments where there are pixels for them; their boxes in NumPy, the rest in torch."""
+    image, ids = scene(height, width, min(4, height * width), seed)
+    return {
+        "image": torch.from_numpy(image),
+        "ids": torch.from_numpy(ids),
+        "segments": segments_of(ids),
+        # Interpreted Triton takes seconds per crop at 224: that is for the benchmarks.
+        "size": 224 if height * width >= 2**18 else 40,
+    }
+
+
+def _blend_case(resize: str, dtype: str) -> Case:
+    return Case(
+        op=f"blend_crops[{resize}-{dtype}]",
+        family="masks",
+        kernels=("blend_crops",),
+        make=_scene,
+        run=lambda a, backend: ops.blend_crops(
+            **a,
+            mean=IMAGENET_MEAN[:3],
+            std=IMAGENET_STD[:3],
+            dtype=getattr(torch, dtype),
+            resize=resize,
+            backend=backend,
+        ),
+        oracle=lambda a: oracle_blend_crops(
+            a["image"].cpu().numpy(),
+            a["ids"].cpu().numpy(),
+            a["segments"],
+            a["size"],
+            mean=IMAGENET_MEAN[:3],
+            std=IMAGENET_STD[:3],
+            dtype=dtype,
+            resize=resize,
+        ),
+        bytes_moved=lambda a: (
+            7 * a["ids"].numel()
+            + len(a["segments"].ids) * 3 * a["size"] ** 2 * getattr(torch, dtype).itemsize
+        ),
+        dtypes=("uint8",),
+    )
+
+
 INTENSITIES = ("uint8", "uint16", "float32")
 
 CASES = (
@@ -324,6 +453,9 @@ CASES = (
         )
         for output in ("float32", "bfloat16", "float16")
     ),
+    _blend_case("pillow-bicubic", "float32"),
+    _blend_case("pillow-bicubic", "bfloat16"),
+    _blend_case("torch-uint8-bilinear", "float16"),
     *(_pool_case(mode, l2) for mode in ("avg", "max") for l2 in (False, True)),
     Case(
         op="decode_panoptic",

@@ -27,6 +27,7 @@ OPS = {
     "quantize": ["out"],
     "gather_crops": ["out"],
     "pool_crops": ["out"],
+    "blend_crops": ["out"],
     "decode_panoptic": ["out"],
     "panoptic_segments": ["out"],
     "scanline_segments": ["ids", "out"],
@@ -166,6 +167,22 @@ def bounds(**changed):
     return tuple((arguments | changed).values())
 
 
+def blend(crop=(7, 0, 0, 8, 9), **changed):
+    """Arguments of blend_crops on an image [8, 9, 3]."""
+    arguments = {
+        "image": zeros(8, 9, 3, dtype=torch.uint8),
+        "ids": zeros(8, 9, dtype=torch.int32),
+        "crops": torch.tensor([crop], dtype=torch.int32),
+        "background": zeros(256, dtype=torch.uint8),
+        "table": zeros(3, 256),
+        "cubic": True,
+        "narrow": False,
+        "tall_first": True,
+        "out": zeros(1, 3, 4, 4),
+    }
+    return tuple((arguments | changed).values())
+
+
 def table(slots=8):
     return zeros(1 + slots, 6, dtype=torch.int64)
 
@@ -221,6 +238,18 @@ def ids(*shape):
             (zeros(4, 13).byte(), 0, ids(3, 4), table()),
             r"ids must be int32 \[4, 4\]",
         ),
+        ("blend_crops", blend(crop=(7, 1, 0, 8, 9)), r"crop 0 of 8x9 at \(1, 0\).*leaves"),
+        ("blend_crops", blend(crop=(7, 0, -1, 8, 9)), r"at \(0, -1\).*leaves the image"),
+        ("blend_crops", blend(crop=(7, 3, 3, 0, 1)), "is empty or leaves"),
+        ("blend_crops", blend(crop=(7, 2**31 - 1, 0, 2**31 - 1, 1)), "leaves the image"),
+        ("blend_crops", blend(image=zeros(8, 9, 4).byte()), r"uint8 \[H, W, 3\]"),
+        ("blend_crops", blend(ids=zeros(9, 8, dtype=torch.int32)), r"ids must be int32 \[8, 9\]"),
+        ("blend_crops", blend(ids=zeros(8, 9, dtype=torch.int64)), "ids must be int32"),
+        ("blend_crops", blend(crops=zeros(1, 4, dtype=torch.int32)), r"crops must be int32 \[1, 5"),
+        ("blend_crops", blend(background=zeros(255).byte()), r"background must be uint8 \[256\]"),
+        ("blend_crops", blend(table=zeros(3, 256).half()), "of out's dtype"),
+        ("blend_crops", blend(out=zeros(1, 3, 4, 5)), r"out must be \[S, 3, size, size\]"),
+        ("blend_crops", blend(out=zeros(1, 3, 0, 0)), "size >= 1"),
     ],
 )
 def test_memory_is_checked(op, arguments, message):

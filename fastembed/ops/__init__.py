@@ -1,6 +1,7 @@
 """The ops: one file per family, with contract, checks, plain reference and dispatch."""
 
 from .crops import crop_origins, gather_crops, pool_crops
+from .masks import blend_crops
 from .panoptic import Segments, decode_panoptic, panoptic_png_segments, panoptic_segments
 from .quantize import Percentile, ZScore, percentile_bounds, percentile_quantize, zscore_quantize
 
@@ -8,6 +9,7 @@ __all__ = [
     "Percentile",
     "Segments",
     "ZScore",
+    "blend_crops",
     "crop_origins",
     "decode_panoptic",
     "gather_crops",

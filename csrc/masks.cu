@@ -1,0 +1,203 @@
+// Contract: fastembed/ops/masks.py.
+#include <algorithm>
+
+#include "filter.h"
+#include "kernels.h"
+#include "launch.cuh"
+
+namespace fastembed::cuda {
+namespace {
+
+// A block makes a tile of one crop's output, a pixel per thread.
+constexpr int kTileX = kWarp, kTileY = kWarps;
+constexpr int kStrip = 32;  // rows (or columns) between the passes that are held at a time
+constexpr size_t kMaxShared = 160 * 1024;  // what an A100 grants; later ones grant more
+
+// The tile's outputs along one axis: their weights, as [taps, count] in shared memory.
+struct Taps {
+  int32_t* weights;
+  int32_t* first;
+  int32_t* last;
+  int count, bits;
+};
+
+// The normalised weights' largest over all outputs of an axis, in every thread.
+__device__ double largest_weight(const Axis& axis, bool cubic, int64_t size) {
+  __shared__ double partial[kWarps];
+  double largest = 0;
+  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+    const double center = center_of(axis, i);
+    const int32_t first = first_of(axis, center), last = last_of(axis, center);
+    double total = 0, most = 0;
+    for (int32_t j = first; j < last; ++j) {
+      const double weight = raw_weight(axis, cubic, center, j);
+      total += weight;
+      most = fmax(most, weight);
+    }
+    largest = fmax(largest, most / total);  // division is monotonic: it keeps the largest
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    largest = fmax(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  }
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = largest;
+  __syncthreads();
+  for (int warp = 0; warp < kWarps; ++warp) largest = fmax(largest, partial[warp]);
+  return largest;
+}
+
+// Weights of outputs start to start + count, a thread per output: the sum of an output's
+// weights must be taken in order.
+__device__ void fill(Taps& taps, const Axis& axis, bool cubic, bool narrow, int64_t size,
+                     int64_t start) {
+  taps.bits = narrow ? narrow_bits(largest_weight(axis, cubic, size)) : kWeightBits;
+  const int i = threadIdx.x;
+  if (i < taps.count && start + i < size) {
+    const double center = center_of(axis, start + i);
+    const int32_t first = first_of(axis, center), last = last_of(axis, center);
+    double total = 0;
+    for (int32_t j = first; j < last; ++j) total += raw_weight(axis, cubic, center, j);
+    for (int32_t j = first; j < last; ++j) {
+      const double weight = raw_weight(axis, cubic, center, j) / total;
+      taps.weights[(j - first) * taps.count + i] = fixed_weight(weight, taps.bits);
+    }
+    taps.first[i] = first;
+    taps.last[i] = last;
+  } else if (i < taps.count) {
+    taps.first[i] = taps.last[i] = 0;
+  }
+}
+
+__device__ uint8_t level_of(int32_t sum, int bits) {
+  return static_cast<uint8_t>(min(max(sum >> bits, 0), 255));
+}
+
+struct Shared {
+  uint8_t between[3][kStrip][kTileX];  // levels between the passes; kTileX >= kTileY
+  uint8_t background[256];
+  int32_t first[2][kTileX], last[2][kTileX];
+};
+
+// The tile at (x0, y0). kDown: the vertical pass is the first one. Along `a` runs the first
+// pass, along `b` the second; a strip of b is resized along a, then added to every thread's sums.
+template <class Value, bool kDown>
+__device__ void resize_tile(const BlendCrops& op, const Crop& crop, int64_t s, int64_t x0,
+                            int64_t y0, Shared& shared, int32_t* weights) {
+  constexpr int kA = kDown ? kTileY : kTileX, kB = kDown ? kTileX : kTileY;
+  const Axis a_axis = make_axis(kDown ? crop.height : crop.width, op.size, op.cubic);
+  const Axis b_axis = make_axis(kDown ? crop.width : crop.height, op.size, op.cubic);
+  Taps a{weights, shared.first[0], shared.last[0], kA, 0};
+  Taps b{weights + kA * most_taps(a_axis), shared.first[1], shared.last[1], kB, 0};
+  fill(a, a_axis, op.cubic, op.narrow, op.size, kDown ? y0 : x0);
+  fill(b, b_axis, op.cubic, op.narrow, op.size, kDown ? x0 : y0);
+  __syncthreads();
+
+  const int tx = threadIdx.x % kTileX, ty = threadIdx.x / kTileX;
+  const int at_a = kDown ? ty : tx, at_b = kDown ? tx : ty;
+  const int64_t corner = static_cast<int64_t>(crop.top) * op.width + crop.left;
+  const int64_t a_step = kDown ? op.width : 1, b_step = kDown ? 1 : op.width;
+  const int32_t begin = b.first[0];
+  int32_t end = begin;
+  for (int i = 0; i < kB; ++i) end = max(end, b.last[i]);
+
+  const int32_t half = 1 << b.bits >> 1;
+  int32_t red = half, green = half, blue = half;
+  for (int32_t strip = begin; strip < end; strip += kStrip) {
+    for (int i = threadIdx.x; i < kA * kStrip; i += kThreads) {
+      // Neighbouring threads read neighbouring columns, whichever way the pass runs.
+      const int to_a = kDown ? i / kStrip : i % kA, to_b = kDown ? i % kStrip : i / kA;
+      if (strip + to_b >= end) continue;
+      const int32_t first = a.first[to_a], count = a.last[to_a] - first;
+      int64_t pixel = corner + (strip + to_b) * b_step + first * a_step;
+      int32_t r = 1 << a.bits >> 1, g = r, u = r;
+      for (int32_t k = 0; k < count; ++k, pixel += a_step) {
+        const int32_t weight = a.weights[k * kA + to_a];
+        const uint8_t* rgb = op.image + 3 * pixel;
+        if (op.ids[pixel] == crop.id) {
+          r += weight * rgb[0], g += weight * rgb[1], u += weight * rgb[2];
+        } else {
+          r += weight * shared.background[rgb[0]];
+          g += weight * shared.background[rgb[1]];
+          u += weight * shared.background[rgb[2]];
+        }
+      }
+      shared.between[0][to_b][to_a] = level_of(r, a.bits);
+      shared.between[1][to_b][to_a] = level_of(g, a.bits);
+      shared.between[2][to_b][to_a] = level_of(u, a.bits);
+    }
+    __syncthreads();
+    const int32_t last = min(b.last[at_b], strip + kStrip);
+    for (int32_t j = max(b.first[at_b], strip); j < last; ++j) {
+      const int32_t weight = b.weights[(j - b.first[at_b]) * kB + at_b];
+      red += weight * shared.between[0][j - strip][at_a];
+      green += weight * shared.between[1][j - strip][at_a];
+      blue += weight * shared.between[2][j - strip][at_a];
+    }
+    __syncthreads();
+  }
+  if (x0 + tx < op.size && y0 + ty < op.size) {
+    const Value* table = static_cast<const Value*>(op.table);
+    const int64_t plane = op.size * op.size;
+    Value* out = static_cast<Value*>(op.out) + 3 * s * plane + (y0 + ty) * op.size + x0 + tx;
+    out[0] = table[level_of(red, b.bits)];
+    out[plane] = table[256 + level_of(green, b.bits)];
+    out[2 * plane] = table[512 + level_of(blue, b.bits)];
+  }
+}
+
+// Blocks: x over crops, y over tiles.
+template <class Value>
+__global__ void __launch_bounds__(kThreads) blend_kernel(BlendCrops op) {
+  static_assert(kTileX * kTileY == kThreads && kThreads == 256, "a thread per pixel and entry");
+  extern __shared__ int32_t weights[];
+  __shared__ Shared shared;
+  shared.background[threadIdx.x] = op.background[threadIdx.x];
+  const Crop crop = op.crop[blockIdx.x];
+  const bool down = op.tall_first && is_tall(crop.height, crop.width, op.size);
+  const int64_t across = (op.size + kTileX - 1) / kTileX;
+  const int64_t tiles = across * ((op.size + kTileY - 1) / kTileY);
+  for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+    __syncthreads();
+    const int64_t x0 = tile % across * kTileX, y0 = tile / across * kTileY;
+    if (down) {
+      resize_tile<Value, true>(op, crop, blockIdx.x, x0, y0, shared, weights);
+    } else {
+      resize_tile<Value, false>(op, crop, blockIdx.x, x0, y0, shared, weights);
+    }
+  }
+}
+
+template <class Value>
+const char* blend(const BlendCrops& op, cudaStream_t stream) {
+  // The crops' sizes are on the device: room for the largest that the image can hold.
+  const size_t taps_x = most_taps(make_axis(op.width, op.size, op.cubic));
+  const size_t taps_y = most_taps(make_axis(op.height, op.size, op.cubic));
+  const size_t bytes = (kTileX * taps_x + kTileY * taps_y) * sizeof(int32_t);
+  if (bytes + sizeof(Shared) > kMaxShared) return "the image is too large for this size";
+  const cudaError_t error = cudaFuncSetAttribute(
+      blend_kernel<Value>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  const int64_t tiles = ((op.size + kTileX - 1) / kTileX) * ((op.size + kTileY - 1) / kTileY);
+  const dim3 grid(static_cast<unsigned>(op.crops),
+                  static_cast<unsigned>(std::min(tiles, kMaxGridY)));
+  blend_kernel<Value><<<grid, kThreads, bytes, stream>>>(op);
+  return launch_error();
+}
+
+}  // namespace
+
+const char* blend_crops(const BlendCrops& op, void* stream) {
+  if (op.crops == 0) return nullptr;
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (op.value_bytes) {
+    case 1:
+      return blend<uint8_t>(op, on);
+    case 2:
+      return blend<uint16_t>(op, on);
+    case 4:
+      return blend<uint32_t>(op, on);
+  }
+  return "table elements must have 1, 2 or 4 bytes";
+}
+
+}  // namespace fastembed::cuda
