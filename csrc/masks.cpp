@@ -3,7 +3,11 @@
 #include <cstring>
 #include <vector>
 
-#ifdef __x86_64__
+// Clang has no target pragma of GCC's kind: there the portable loops are all there is.
+#if defined(__x86_64__) && !defined(__clang__)
+#define FASTEMBED_WIDE_LOOPS
+#endif
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -67,7 +71,9 @@ FASTEMBED_INLINE uint8_t faded_level(uint8_t level, uint16_t factor, uint16_t of
   return static_cast<uint8_t>(static_cast<uint16_t>(scaled + offset) >> 8);
 }
 
-#ifdef __x86_64__
+// Not FASTEMBED_SIMD: the compiler finds no pmaddwd by itself, and a function that names it can
+// only be inlined into one for the same instruction set.
+#ifdef FASTEMBED_WIDE_LOOPS
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl")
 namespace avx512 {
@@ -94,7 +100,7 @@ namespace portable {
 using Resize = decltype(&portable::resize);
 
 Resize choose() {
-#ifdef __x86_64__
+#ifdef FASTEMBED_WIDE_LOOPS
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     return avx512::resize;
   }
