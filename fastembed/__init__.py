@@ -4,7 +4,8 @@ The public API, one page:
 
 - ops: `percentile_bounds`, `percentile_quantize`, `zscore_quantize`, `crop_origins`,
   `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`; `decode_panoptic`,
-  `panoptic_segments`, `panoptic_png_segments` and what the last two give, `Segments`
+  `panoptic_segments`, `panoptic_png_segments` and what the last two give, `Segments`;
+  `blend_crops`
 - nouns: sources `TensorCsv`, `TensorPostgres`; recipe `MultiCrop`; `load_engine`; sink
   `NpyPerSample`; indexes `Tsv`, `Postgres`
 - verb: `extract`, which returns a `Report`
@@ -17,6 +18,7 @@ from .ops import (
     Percentile,
     Segments,
     ZScore,
+    blend_crops,
     crop_origins,
     decode_panoptic,
     gather_crops,
@@ -44,6 +46,7 @@ __all__ = [
     "TensorPostgres",
     "Tsv",
     "ZScore",
+    "blend_crops",
     "crop_origins",
     "decode_panoptic",
     "extract",
