@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -462,9 +465,56 @@ def test_folders_and_shards(tmp_path):
     save_file({"c": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"holds 3 \.safetensors files"):
         read_weights(tmp_path)
-    (tmp_path / ".metadata").touch()
-    with pytest.raises(ValueError, match=r"distributed checkpoint.*dcp_to_torch"):
-        read_weights(tmp_path)
+
+
+def save_dcp(content: dict, folder) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(content, checkpoint_id=folder, no_dist=True)
+
+
+@pytest.mark.parametrize("wrapped", ["teacher.backbone.", "backbone."])
+def test_distributed_checkpoints(config, save, tmp_path, wrapped):
+    """A DCP folder of the training code gives what the same weights in one file give."""
+    state = authors_state()
+    model = {f"{wrapped}{k}": v for k, v in state.items()}
+    model |= {f"student.backbone.{k}": torch.zeros_like(v) for k, v in state.items()}
+    content = {"model": model, "optimizer": {"state": {"x": torch.zeros(3)}}, "iteration": 7}
+    if wrapped == "backbone.":
+        content = {"model": {f"backbone.{k}": v for k, v in state.items()}}
+    save_dcp(content, tmp_path / "ckpt")
+    x = images(2, 5)
+    engine = engine_of(config(), tmp_path / "ckpt", channels=5)
+    assert torch.equal(engine(x), engine_of(config(), save(state), channels=5)(x))
+    assert engine.weights_id == hash_files(sorted((tmp_path / "ckpt").iterdir()))
+
+
+def test_distributed_checkpoints_run_no_code_and_leave_no_folder(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    save_dcp({"model": {"backbone.a": torch.ones(3)}}, tmp_path / "ckpt")
+    metadata = tmp_path / "ckpt" / ".metadata"
+    good = metadata.read_bytes()
+    metadata.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r"not readable as metadata.*names posix\.system"):
+        read_weights(tmp_path / "ckpt")
+    assert not (tmp_path / "ran").exists()
+    metadata.write_bytes(good[: len(good) // 2])
+    with pytest.raises(ValueError, match="not readable as metadata"):
+        read_weights(tmp_path / "ckpt")
+    shard = next((tmp_path / "ckpt").glob("*.distcp"))
+    name = shard.name.encode()
+    metadata.write_bytes(good.replace(name, b"../" + name[3:]))
+    with pytest.raises(ValueError, match="outside of it"):
+        read_weights(tmp_path / "ckpt")
+    metadata.write_bytes(good)
+    shard.write_bytes(shard.read_bytes()[:40])
+    with pytest.raises(ValueError, match="damaged distributed checkpoint"):
+        read_weights(tmp_path / "ckpt")
 
 
 def test_weights_id_is_the_sha256_of_the_file(config, save):

@@ -154,7 +154,7 @@ def add(commands) -> None:
         "--weights",
         "--pretrained-weights",
         metavar="PATH|random",
-        help="weights file or folder; the hub's by default where the kind has "
+        help="weights file, folder or DCP checkpoint; the hub's by default where the kind has "
         "one; 'random' for plumbing and speed only",
     )
     group.add_argument(

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .dcp import METADATA, dcp_files, read_dcp
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # Wrappers that training codes put around the weights, outermost first. The teacher is the model
@@ -20,7 +22,8 @@ _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The weight file, or the files of a folder: one file or one set of shards, safetensors first.
+    """The weight file, or the files of a folder: a distributed checkpoint (DCP), else one file or
+    one set of shards, safetensors first.
 
     Raises FileNotFoundError or ValueError when there is none, or more than one candidate.
     """
@@ -31,12 +34,8 @@ def weight_files(path: str | Path) -> list[Path]:
         if path.suffix not in SUFFIXES:
             raise ValueError(f"weights must end in one of {', '.join(SUFFIXES)}, got {path.name}")
         return [path]
-    if (path / ".metadata").exists():
-        # Its metadata is a free pickle: reading it would run whatever the file says.
-        raise ValueError(
-            f"weights: {path} is a distributed checkpoint; convert it first with "
-            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} teacher.pth`"
-        )
+    if files := dcp_files(path):
+        return files
     for suffix in SUFFIXES:
         files = sorted(p for p in path.iterdir() if p.suffix == suffix)
         if len(files) == 1 or (files and all("-of-" in p.name for p in files)):
@@ -68,6 +67,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], str]:
     Pickled files are read with `weights_only=True`, always.
     """
     files = weight_files(path)
+    if files[0].name == METADATA:
+        return unwrap(read_dcp(files[0].parent), path), hash_files(files)
     state: dict[str, Tensor] = {}
     for file in files:
         state.update(unwrap(_read_file(file), file))
