@@ -143,9 +143,8 @@ def _parameters(config: DBConfig) -> dict[str, str]:
 
 def _parse(url: str) -> dict[str, str]:
     try:
+        from psycopg2 import Error
         from psycopg2.extensions import parse_dsn
-
-        return parse_dsn(url)
     except ImportError:  # only for messages: connecting needs psycopg2 anyway
         parts = urlsplit(url)
         found = {
@@ -156,5 +155,7 @@ def _parse(url: str) -> dict[str, str]:
             "password": parts.password and unquote(parts.password),
         }
         return {name: value for name, value in found.items() if value}
-    except Exception:
-        raise ValueError("--db must be 'embedded' or a libpq URL or key=value string") from None
+    try:
+        return parse_dsn(url)
+    except Error:  # its message repeats the string, and with it a password
+        raise ValueError("the database must be a libpq URL or key=value string") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,19 +17,19 @@ from .records import Item
 TENSOR_TABLE = "cpjump1_dinov3_tensors"
 
 
-class TensorTable:
+class TensorTable(ABC):
     """N-channel ``.npy`` tensors, one row (tensor_path, text_id) each.
 
     The rows stand in a CSV file or in a PostgreSQL table; see the two subclasses.
     """
 
+    @abstractmethod
     def items(self) -> Iterator[Item]:
         """The rows in a fixed order, streamed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self) -> int:
         """Number of rows."""
-        raise NotImplementedError
 
     def read(self, item: Item, channels: int, buffer: npy.PixelBuffer) -> torch.Tensor:
         """The item's first `channels` channels, [channels, H, W]; see `npy.read_channels`."""

@@ -268,6 +268,7 @@ def test_refusals(plates, tmp_path, capsys, database):
         ([*base, *SMALL, "--precision", "fp16", "--device", "cpu"], 1, "fp16"),
         ([*base[:3], "--manifest", str(tmp_path / "no.csv"), *SMALL], 1, "no.csv"),
         ([*base[:3], "--manifest", str(stats), *SMALL], 1, "column tensor_path"),
+        ([*base[:3], "--db", "host=x password='hunter2", *SMALL], 1, "must be a libpq URL"),
         ([*base[:3], "--db", database.url, *SMALL], 1, "has no table cpjump1_dinov3_tensors"),
         ([*base[:3], "--db-host", "127.0.0.1", "--db-port", "1", "--db-user", "u", "--db-password",
           "hunter2", *SMALL], 1, "cannot connect to PostgreSQL u@127.0.0.1:1/cpjump1"),
