@@ -448,3 +448,28 @@ def test_images_of_more_than_2_to_the_31_pixels(backend):
         need_backend(backend, "quantize", ("percentile_bounds",))
         bounds = ops.percentile_bounds(image, 0.0, 100.0, backend=backend)
         assert bounds.tolist() == [[0.0, 6.0]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("l2_normalize", [False, True])
+def test_pool_of_more_dimensions_than_a_block(backend, l2_normalize):
+    need_backend(backend, "crops", ("pool_crops",))
+    features = np.random.default_rng(1).standard_normal((2, 3, 2500)).astype(np.float32)
+    pooled = ops.pool_crops(
+        torch.from_numpy(features).to(DEVICE), l2_normalize=l2_normalize, backend=backend
+    )
+    expected = testing.oracle_pool(features, "avg", l2_normalize, "float32")
+    np.testing.assert_allclose(pooled.cpu(), expected, rtol=1e-6 if l2_normalize else 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gather_of_crops_wider_than_a_block(backend):
+    need_backend(backend, "crops", ("gather_crops",))
+    image = testing.microscopy("uint16", 301, 1100, seed=6, channels=1)
+    origins = np.array([[1, 700]], dtype=np.int32)
+    crops = ops.gather_crops(
+        torch.from_numpy(image).to(DEVICE), torch.from_numpy(origins), 300,
+        quantize=torch.from_numpy(testing.oracle_ramp(image)), dtype=torch.uint8, backend=backend,
+    )  # fmt: skip
+    levels = testing.oracle_percentile_levels(image, 1, 99)
+    np.testing.assert_array_equal(crops[0].cpu(), levels[:, 1:301, 700:1000])
