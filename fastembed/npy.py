@@ -1,7 +1,7 @@
 """The .npy format: read only the channels that are needed, write atomically.
 
-`numpy.lib.format` parses and writes the headers; this file decides what is read and when
-a file counts as written.
+`numpy.lib.format` writes the headers, and parses those that NumPy itself would not have
+written; this file decides what is read and when a file counts as written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,16 @@ import torch
 from numpy.lib import format as npy_format
 
 _HEADER_GUESS = 4096  # one page; NumPy pads headers to 64 bytes and most are 128
+# What NumPy writes. Python's parser, which reads any header, is not safe in several threads
+# before 3.12: "AST constructor recursion depth mismatch" (python/cpython#106905).
+_HEADER = re.compile(
+    rb"\x93NUMPY(?:\x01\x00(?P<short>..)|\x02\x00(?P<long>....))"
+    rb"(?P<text>\{'descr': '(?P<dtype>[<>|](?:[iu][1248]|f[248]))', "
+    rb"'fortran_order': (?P<fortran>False|True), "
+    rb"'shape': \((?P<shape>(?:\d+, )+\d+|\d+,)\), \} *\n)",
+    re.DOTALL,
+)
+_PARSER = threading.Lock()
 _DTYPES = {np.dtype("u1"): torch.uint8, np.dtype("u2"): torch.uint16, np.dtype("f4"): torch.float32}
 
 
@@ -69,7 +81,8 @@ def read_channels(path: str | os.PathLike, count: int, buffer: PixelBuffer) -> t
         if size < expected:
             raise ValueError(f"truncated: the header promises {expected} bytes; found {size}")
         if fortran_order or not dtype.isnative:
-            pixels = np.load(path, mmap_mode="r", allow_pickle=False)[:count]
+            order = "F" if fortran_order else "C"
+            pixels = np.memmap(path, dtype, "r", offset, tuple(shape), order)[:count]
             return torch.from_numpy(np.array(pixels, dtype=native, order="C"))
         prefix = (count, *shape[1:])
         target = buffer.take(int(np.prod(prefix, dtype=np.int64)) * dtype.itemsize)
@@ -127,7 +140,17 @@ def _read_header(descriptor: int, size: int) -> tuple[tuple[int, ...], bool, np.
     """(shape, Fortran order, dtype, offset of the data)."""
     if size == 0:
         raise ValueError("the file is empty (0 bytes)")
-    stream = io.BytesIO(os.pread(descriptor, _HEADER_GUESS, 0))
+    start = os.pread(descriptor, _HEADER_GUESS, 0)
+    usual = _HEADER.match(start)
+    if usual and int.from_bytes(usual["short"] or usual["long"], "little") == len(usual["text"]):
+        shape = tuple(int(length) for length in usual["shape"].rstrip(b",").split(b", "))
+        return shape, usual["fortran"] == b"True", np.dtype(usual["dtype"].decode()), usual.end()
+    stream = io.BytesIO(start)
+    with _PARSER:
+        return _parse_header(stream)
+
+
+def _parse_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     try:
         version = npy_format.read_magic(stream)
         if version == (1, 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -29,6 +30,41 @@ def test_prefix_equals_np_load(tmp_path, dtype, order, version):
     assert result.shape == (5, 13, 17)
     assert result.numpy().dtype == np.dtype(dtype).newbyteorder("=")
     np.testing.assert_array_equal(result.numpy(), np.load(path)[:5])
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3), (8, 13, 17), (1, 2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["<u2", ">f4", "|u1", "<c8", "<U3", "|b1", "<f2"])
+def test_header_as_numpy_reads_it(tmp_path, shape, dtype):
+    for version in ((1, 0), (2, 0)):
+        path = tmp_path / "a.npy"
+        with path.open("wb") as stream:
+            np.lib.format.write_array(stream, np.zeros(shape, dtype), version=version)
+            end = stream.tell()
+        with path.open("rb") as stream:
+            header = npy._read_header(stream.fileno(), end)
+        array = np.load(path)
+        assert header == (shape, False, array.dtype, end - array.nbytes)
+
+
+def test_a_header_by_another_writer(tmp_path):
+    """Another order of keys, no spaces: left to NumPy's own parser."""
+    array = image()
+    text = b"{'shape':(8,13,17),'fortran_order':False,'descr':'<u2'}\n"
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + bytes([len(text), 0]) + text + array.tobytes())
+    np.testing.assert_array_equal(read_channels(path, 5, PixelBuffer()), array[:5])
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_headers_in_many_threads(tmp_path, usual):
+    """Python 3.11's parser fails when it is interrupted by itself in another thread."""
+    path = tmp_path / "a.npy"
+    np.save(path, image())
+    if not usual:
+        path.write_bytes(path.read_bytes().replace(b"'descr': '<u2'", b"'descr':'<u2' "))
+    with ThreadPoolExecutor(8) as pool:
+        reads = pool.map(lambda _: read_channels(path, 5, PixelBuffer()).shape, range(400))
+        assert set(reads) == {(5, 13, 17)}
 
 
 def test_only_the_prefix_is_read(tmp_path, monkeypatch):
