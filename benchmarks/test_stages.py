@@ -235,11 +235,11 @@ def test_write(row, tmp_path, contender):
 @pytest.mark.parametrize("contender", ["NumPy", "recipe"])
 def test_prepare_one_sample(row, image, contender):
     """The recipe as the pipeline calls it, contract and all, beside the NumPy way."""
-    from fastembed.engines import InputContract
+    from fastembed.engines import InputContract, Resize
 
     contract = InputContract(
-        224, 5, (0, 1, 2, 3, 4), testing.IMAGENET_MEAN, testing.IMAGENET_STD, "bilinear",
-        torch.bfloat16,
+        224, 224, 5, (0, 1, 2, 3, 4), testing.IMAGENET_MEAN, testing.IMAGENET_STD,
+        Resize("float-bilinear"), torch.bfloat16,
     )  # fmt: skip
     recipe = MultiCrop(Percentile())
     tensor = torch.from_numpy(image)

@@ -154,7 +154,7 @@ class _Run:
         self.strict, self.progress, self.total = strict, progress, total
         self.clock = Clock()
         contract = engine.contract
-        shape = (engine.batch_size, contract.planes, contract.size, contract.size)
+        shape = (engine.batch_size, *contract.shape)
         # On CUDA a batch is uploaded while another is computed: one more of them is in flight.
         self.in_flight = 2 if engine.device.type == "cuda" else 1
         # Beside those at the engine one that is ready and one that is being filled.

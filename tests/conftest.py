@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
 
 from fastembed import dispatch
 from fastembed.database import embedded, get_db_connection
-from fastembed.engines import InputContract
+from fastembed.engines import InputContract, Resize
 from fastembed.testing import microscopy
 
 REQUIRED = {name for name in os.environ.get("FASTEMBED_REQUIRE", "").split(",") if name}
@@ -76,8 +76,8 @@ class TinyEngine:
 
     def __init__(self, batch_size: int = 8, size: int = 32, channels: int = 5) -> None:
         self.contract = InputContract(
-            size, channels, tuple(range(channels)), (0.0,) * channels, (1.0,) * channels,
-            "bilinear", torch.float32,
+            size, size, channels, tuple(range(channels)), (0.0,) * channels, (1.0,) * channels,
+            Resize("float-bilinear"), torch.float32,
         )  # fmt: skip
         self.batch_size = batch_size
         self.device = torch.device("cpu")

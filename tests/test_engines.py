@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastembed.engines import InputContract, dino, load_engine
+from fastembed.engines import InputContract, Resize, dino, load_engine
 from fastembed.engines import hub as engines_hub
 from fastembed.engines.channels import inflate_kernel
 
@@ -284,7 +284,7 @@ def test_transformers_folder(hf_dinov3, tmp_path, legacy_names, capfd):
     x = images(2, 3, 64)
     assert torch.equal(engine(x), upstream(hf_dinov3, x))
     assert engine.contract.mean == (0.1, 0.2, 0.3) and engine.contract.std == (0.4, 0.5, 0.6)
-    assert engine.contract.interpolation == "bicubic"
+    assert engine.contract.resize == Resize("float-bicubic")
     assert len(engine.weights_id) == 64
 
 
@@ -307,7 +307,7 @@ def test_timm_safetensors_file(tmp_path):
     x = images(2, 3, 64)
     with torch.inference_mode():
         assert_same(engine(x), model(x))
-    assert engine.contract.interpolation == "bicubic"
+    assert engine.contract.resize == Resize("pillow-bicubic", 64)  # all of the image: crop_pct 1
 
 
 # --- outputs ----------------------------------------------------------------------------------
@@ -371,8 +371,8 @@ def test_the_model_only_ever_sees_one_shape(dinov3_file):
     engine = load_engine(
         "dinov3:tiny16", weights=dinov3_file, size=64, precision="fp32", batch_size=3, device="cpu"
     )
-    features, seen = engine.features, []
-    engine.features = lambda x: features(seen.append(x) or x)
+    run, seen = engine.run, []
+    engine.run = lambda x: run(seen.append(x) or x)
     x = images(3, 3, 64)
     for count in (1, 2, 3):
         assert engine(x[:count]).shape == (count, 64)
@@ -410,14 +410,14 @@ def test_rotation_tables_stay_float32_in_bf16(spec):
     def tables(engine):
         return [
             (name, buffer)
-            for name, buffer in engine.features.named_buffers()
+            for name, buffer in engine.run.named_buffers()
             if "periods" in name or "inv_freq" in name or "pos_embed_cached" in name
         ]
 
     assert tables(full)
     for (_, a), (_, b) in zip(tables(full), tables(half), strict=True):
         assert b.dtype == torch.float32 and torch.equal(a, b)
-    assert {p.dtype for p in half.features.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.run.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("spec", ["dinov3:tiny16", "timm:vit_small_patch16_dinov3.lvd1689m"])
@@ -468,8 +468,8 @@ def test_inflate_is_the_rgb_kernel_and_its_mean(dinov3_file):
         )
         for c in (3, 5)
     )
-    kernel = rgb.features.module.patch_embed.proj.weight
-    wide = five.features.module.patch_embed.proj.weight
+    kernel = rgb.run.module.patch_embed.proj.weight
+    wide = five.run.module.patch_embed.proj.weight
     assert wide.shape == (64, 5, 16, 16)
     assert torch.equal(wide[:, :3], kernel)
     mean = (kernel[:, 0] + kernel[:, 1] + kernel[:, 2]) / 3
@@ -637,4 +637,7 @@ def test_gated_model_says_how_to_get_access(monkeypatch):
 
 def test_contract_checks_itself():
     with pytest.raises(ValueError, match=r"one value per input plane \(3\), got 2 and 3"):
-        InputContract(64, 3, (0, 1, 2), (0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", torch.float32)
+        InputContract(
+            64, 64, 3, (0, 1, 2), (0.0, 0.0), (1.0, 1.0, 1.0), Resize("float-bilinear"),
+            torch.float32,
+        )  # fmt: skip

@@ -399,7 +399,7 @@ def test_ffn_widths(config, arch, layer, ratio, width):
 
 def test_odd_ffn_width_survives_timms_rounding():
     assert int(56 * (61 / 56)) == 60
-    model = dino.build_dinov3(dino.DinoArch(dim=56, depth=1, heads=7, ffn=61), 32)
+    model = dino.build_dinov3(dino.DinoArch(dim=56, depth=1, heads=7, ffn=61), (32, 32))
     assert model.blocks[0].mlp.fc1.out_features == 61
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import threading
@@ -338,10 +339,9 @@ def test_small_images_are_cropped_square_and_enlarged(plates, tmp_path):
 def test_replicated_planes_reach_the_engine(plates, tmp_path):
     engine = TinyEngine(channels=6)
     contract = engine.contract
-    engine.contract = type(contract)(
-        contract.size, 2, (0, 0, 0, 1, 1, 1), (0.0,) * 6, (1.0, 0.5, 0.25) * 2, "bilinear",
-        torch.float32,
-    )  # fmt: skip
+    engine.contract = dataclasses.replace(
+        contract, channels=2, channel_map=(0, 0, 0, 1, 1, 1), std=(1.0, 0.5, 0.25) * 2
+    )
     plates.fill(1)
     run(plates, tmp_path / "out", engine, MultiCrop(Percentile(), channels=(3, 1)))
     [path] = (tmp_path / "out").glob("emb_*.npy")

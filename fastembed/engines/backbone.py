@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .contract import Resize
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAT493M = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+
+Size = tuple[int, int]  # height, width
 
 
 @dataclass
 class Backbone:
     """A loaded model: its functions, its dimensions and the statistics it was trained with.
 
-    `tokens` maps [B, C, size, size] to post-norm tokens [B, T, D], `pooled` to [B, D]. `tokens` is
-    None where a model has no final norm on its tokens. `mean` and `std` are for 0..1 input, or None
-    where the checkpoint does not say.
+    Attributes:
+        forward: [B, C, height, width] to tokens [B, T, dim] and the model's own pooled vector
+            [B, pooled_dim], in one pass. Tokens are those that maps are made of: after the final
+            norm, or before it where `norm` is given (CLIP). None where there are none to offer.
+        blocks: the transformer blocks, each giving the residual stream [B, T, dim].
+        norm: the final norm, where `forward` leaves it off.
+        project: tokens after `norm` to the space of `pooled`, where the model has one (CLIP).
+        mean, std: for 0..1 input; None where the checkpoint does not say.
     """
 
     module: nn.Module
-    tokens: Callable[[Tensor], Tensor] | None
-    pooled: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], tuple[Tensor | None, Tensor]]
+    blocks: Sequence[nn.Module]
     conv: nn.Conv2d
+    size: Size
     dim: int
+    pooled_dim: int
     prefix_tokens: int
     class_token: bool
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    interpolation: str
+    resize: Resize
     weights_id: str
     architecture: str
+    has_tokens: bool = True
+    norm: nn.Module | None = None
+    project: Callable[[Tensor], Tensor] | None = None
 
     @property
     def patch_size(self) -> int:
         return self.conv.kernel_size[0]
+
+    @property
+    def grid(self) -> Size:
+        """Patches down and across."""
+        return self.size[0] // self.patch_size, self.size[1] // self.patch_size
 
 
 def unknown(what: str, given: str, valid: Iterable[str], show: int = 40) -> str:
@@ -48,15 +67,23 @@ def unknown(what: str, given: str, valid: Iterable[str], show: int = 40) -> str:
     return f"unknown {what} {given!r}{hint} (valid: {', '.join(valid[:show])}{more})"
 
 
-def check_size(size: int, patch: int) -> None:
-    """Raises ValueError naming the nearest valid sizes unless `size` is a multiple of `patch`."""
-    if size % patch or size < patch:
-        below = size // patch * patch
-        nearest = f"{below} or {below + patch}" if below else str(patch)
-        raise ValueError(
-            f"size must be a multiple of the patch size {patch}, got {size}; the nearest are "
-            f"{nearest}"
-        )
+def check_size(size: Size, patch: int) -> None:
+    """Raises ValueError naming the nearest valid sizes unless both are multiples of `patch`."""
+    for side in dict.fromkeys(size):
+        if side % patch or side < patch:
+            below = side // patch * patch
+            nearest = f"{below} or {below + patch}" if below else str(patch)
+            raise ValueError(
+                f"size must be a multiple of the patch size {patch}, got {side}; the nearest are "
+                f"{nearest}"
+            )
+
+
+def own_resize(filter: str, own: Size, shorter: int | None, size: Size) -> Resize:
+    """The model's resize at another input size: a centre crop keeps its share of the image."""
+    if shorter is None:
+        return Resize(filter)
+    return Resize(filter, round(shorter * min(size) / min(own)))
 
 
 def statistics(label: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .backbone import Size
 from .channels import FusedChannels
 
 # arch: (dim, depth, heads, FFN ratio), as in the training code of DINOv3.
@@ -96,8 +97,13 @@ def _hollow(build: Callable[..., nn.Module], *args, **options) -> nn.Module:
         return build(*args, **options)
 
 
-def build_dinov3(arch: DinoArch, size: int) -> nn.Module:
-    """A timm `Eva` of this architecture for size x size input, its weights still to be written."""
+def grid_of(size: Size, patch: int) -> Size:
+    """Patches down and across."""
+    return size[0] // patch, size[1] // patch
+
+
+def build_dinov3(arch: DinoArch, size: Size) -> nn.Module:
+    """A timm `Eva` of this architecture for input of `size`, its weights still to be written."""
     from timm.layers import LayerNorm
     from timm.models.eva import Eva
 
@@ -134,12 +140,12 @@ def build_dinov3(arch: DinoArch, size: int) -> nn.Module:
         model.patch_embed.proj = FusedChannels(
             arch.patch_embedding, arch.in_chans, arch.dim, arch.patch_size
         )
-    set_rope(model, arch, size // arch.patch_size)
+    set_rope(model, arch, grid_of(size, arch.patch_size))
     return model
 
 
-def set_rope(model: nn.Module, arch: DinoArch, grid: int, periods: Tensor | None = None) -> None:
-    """Give the model its rotation table [grid*grid, 2*head_dim] (sin, cos), in float32.
+def set_rope(model: nn.Module, arch: DinoArch, grid: Size, periods: Tensor | None = None) -> None:
+    """Give the model its rotation table [patches, 2*head_dim] (sin, cos), in float32.
 
     The angles are formed in the architecture's own number format and with the checkpoint's periods
     when it has them (the published files keep them rounded to bfloat16), as the authors' code does.
@@ -157,11 +163,9 @@ def set_rope(model: nn.Module, arch: DinoArch, grid: int, periods: Tensor | None
             periods = low * (high / low) ** torch.linspace(0, 1, quarter, dtype=dtype)
         else:
             periods = arch.rope_base ** (2 * torch.arange(quarter, dtype=dtype) / (2 * quarter))
-    # The grid is square, so "separate", "min" and "max" divide by the same side.
-    side = torch.arange(0.5, grid, dtype=dtype) / grid
-    coords = (
-        2.0 * torch.stack(torch.meshgrid(side, side, indexing="ij"), dim=-1).flatten(0, 1) - 1.0
-    )
+    divide = {"min": (min(grid),) * 2, "max": (max(grid),) * 2}.get(arch.rope_coords, grid)
+    sides = [torch.arange(0.5, n, dtype=dtype) / by for n, by in zip(grid, divide, strict=True)]
+    coords = 2.0 * torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).flatten(0, 1) - 1.0
     angles = (2 * math.pi * coords[:, :, None] / periods.to(dtype)).flatten(1).tile(2)
     table = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
     model.rope.register_buffer("periods", periods.float(), persistent=False)
@@ -208,8 +212,8 @@ def convert_dinov3(
     return out, periods
 
 
-def build_dinov2(name: str, size: int, in_chans: int) -> nn.Module:
-    """timm's DINOv2 of this name for size x size input, its weights still to be written."""
+def build_dinov2(name: str, size: Size, in_chans: int) -> nn.Module:
+    """timm's DINOv2 of this name for input of `size`, its weights still to be written."""
     import timm
 
     return _hollow(
@@ -217,10 +221,10 @@ def build_dinov2(name: str, size: int, in_chans: int) -> nn.Module:
     )
 
 
-def convert_dinov2(state: Mapping[str, Tensor], registers: bool, grid: int) -> dict[str, Tensor]:
-    """The authors' DINOv2 names as timm's, positions resampled to grid x grid as their code does.
+def convert_dinov2(state: Mapping[str, Tensor], registers: bool, grid: Size) -> dict[str, Tensor]:
+    """The authors' DINOv2 names as timm's, positions resampled to the grid as their code does.
 
-    Without registers: bicubic with the scale (grid + 0.1) / side; with registers: bicubic,
+    Without registers: bicubic with the scales (grid + 0.1) / side; with registers: bicubic,
     antialiased, to the grid. Float32 throughout; at the native grid the table is used as it is.
     """
     out = {
@@ -233,18 +237,14 @@ def convert_dinov2(state: Mapping[str, Tensor], registers: bool, grid: int) -> d
     table = out["pos_embed"].float()
     cls, patches = table[:, :1], table[:, 1:]
     side = math.isqrt(patches.shape[1])
-    if side != grid and side * side == patches.shape[1]:
+    if (side, side) != grid and side * side == patches.shape[1]:
         patches = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         if registers:
-            patches = nn.functional.interpolate(
-                patches, size=(grid, grid), mode="bicubic", antialias=True
-            )
+            patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", antialias=True)
         else:
             # The 0.1 is the authors' guard against rounding; it also shifts the sampling positions.
-            scale = (grid + 0.1) / side
-            patches = nn.functional.interpolate(
-                patches, scale_factor=(scale, scale), mode="bicubic"
-            )
+            scales = [(count + 0.1) / side for count in grid]
+            patches = nn.functional.interpolate(patches, scale_factor=scales, mode="bicubic")
         patches = patches.permute(0, 2, 3, 1).flatten(1, 2)
     if registers:
         # timm adds positions to patches only, so the class token carries its own here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import warnings
 from dataclasses import asdict, replace
@@ -13,16 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from . import dino
-from .backbone import IMAGENET, Backbone, check_size, statistics, unknown
+from .backbone import (
+    IMAGENET,
+    Backbone,
+    Size,
+    check_size,
+    own_resize,
+    statistics,
+    unknown,
+)
 from .channels import inflate_conv
+from .contract import Resize
 from .dino_yaml import read_dino_yaml
 from .hub import fetch_file
 from .huggingface import build_transformers
 from .weights import load_state, randomize, read_weights
 
 
-def build(spec: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
-    """The backbone named by `spec` with its weights, in float32 on the CPU.
+def build(spec: str, weights: str | Path | None, size: Size | None, seed: int) -> Backbone:
+    """The backbone named by `spec` with its weights, in float32 on the CPU; `size` None is its own.
 
     Raises ValueError for an unknown kind or name, weights that do not fit, or a size that is not a
     multiple of the patch; ImportError naming the extra to install.
@@ -47,17 +57,25 @@ def build(spec: str, weights: str | Path | None, size: int, seed: int) -> Backbo
         return KINDS[kind](name, weights, size, seed)
 
 
-def timm_backbone(model: nn.Module, **facts) -> Backbone:
+def timm_backbone(model: nn.Module, size: Size, **facts) -> Backbone:
     """A timm ViT as a backbone."""
     final_norm = not isinstance(getattr(model, "norm", None), (nn.Identity, type(None)))
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = model.forward_features(x)
+        return tokens, model.forward_head(tokens, pre_logits=True)
+
     return Backbone(
         module=model,
-        tokens=model.forward_features if final_norm else None,
-        pooled=lambda x: model.forward_head(model.forward_features(x), pre_logits=True),
+        forward=forward,
+        blocks=model.blocks,
         conv=model.patch_embed.proj,
-        dim=model.num_features,
+        size=size,
+        dim=model.embed_dim,
+        pooled_dim=model.num_features,
         prefix_tokens=model.num_prefix_tokens,
         class_token=getattr(model, "cls_token", None) is not None,
+        has_tokens=final_norm,
         **facts,
     )
 
@@ -72,7 +90,7 @@ def require_path(kind: str, name: str, weights: str | Path | None) -> str | Path
     return weights
 
 
-def _dinov3(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+def _dinov3(name: str, weights: str | Path | None, size: Size | None, seed: int) -> Backbone:
     if name.endswith((".yaml", ".yml")):
         arch, mean, std = read_dino_yaml(name)
     elif name in dino.DINOV3:
@@ -81,6 +99,7 @@ def _dinov3(name: str, weights: str | Path | None, size: int, seed: int) -> Back
     else:
         raise ValueError(unknown("dinov3 model", name, [*dino.DINOV3, "/path/to/config.yaml"]))
     weights = require_path("dinov3", name, weights)
+    size = size or (224, 224)
     check_size(size, arch.patch_size)
 
     if weights == "random":
@@ -95,15 +114,16 @@ def _dinov3(name: str, weights: str | Path | None, size: int, seed: int) -> Back
         _check_storage_tokens(state, arch, weights)
         model = dino.build_dinov3(stored, size)
         load_state(model, state, weights)
-        dino.set_rope(model, arch, size // arch.patch_size, periods)
+        dino.set_rope(model, arch, dino.grid_of(size, arch.patch_size), periods)
         if not published and stored.in_chans != arch.in_chans:
             inflate_conv(model.patch_embed.proj, arch.in_chans)
     digest = hashlib.sha256(json.dumps(asdict(arch), sort_keys=True).encode()).hexdigest()
     return timm_backbone(
         model,
+        size,
         mean=mean,
         std=std,
-        interpolation="bilinear",
+        resize=Resize("float-bilinear"),
         weights_id=weights_id,
         architecture=f"dinov3-{digest[:16]}",
     )
@@ -133,10 +153,11 @@ def _check_storage_tokens(state: dict[str, Tensor], arch: dino.DinoArch, source:
         )
 
 
-def _dinov2(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+def _dinov2(name: str, weights: str | Path | None, size: Size | None, seed: int) -> Backbone:
     if name not in dino.DINOV2:
         raise ValueError(unknown("dinov2 model", name, dino.DINOV2))
     weights = require_path("dinov2", name, weights)
+    size = size or (224, 224)
     check_size(size, 14)
     if weights == "random":
         model = dino.build_dinov2(name, size, 3)
@@ -144,7 +165,7 @@ def _dinov2(name: str, weights: str | Path | None, size: int, seed: int) -> Back
         weights_id = f"random:{seed}"
     else:
         state, weights_id = read_weights(weights)
-        state = dino.convert_dinov2(state, dino.DINOV2[name][1], size // 14)
+        state = dino.convert_dinov2(state, dino.DINOV2[name][1], dino.grid_of(size, 14))
         kernel = state.get("patch_embed.proj.weight")
         model = dino.build_dinov2(
             name, size, kernel.shape[1] if kernel is not None and kernel.ndim == 4 else 3
@@ -152,15 +173,16 @@ def _dinov2(name: str, weights: str | Path | None, size: int, seed: int) -> Back
         load_state(model, state, weights)
     return timm_backbone(
         model,
+        size,
         mean=IMAGENET[0],
         std=IMAGENET[1],
-        interpolation="bicubic",
+        resize=own_resize("pillow-bicubic", (224, 224), 256, size),
         weights_id=weights_id,
         architecture=f"dinov2-{name}",
     )
 
 
-def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbone:
+def _timm(name: str, weights: str | Path | None, size: Size | None, seed: int) -> Backbone:
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -169,12 +191,14 @@ def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbo
     tags = [m.partition(".")[2] for m in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ValueError(unknown(f"weights tag of timm model {architecture}", tag, tags))
+    config = timm.get_pretrained_cfg(name) if tag or tags else None
+    own = tuple(config.input_size[1:]) if config else (224, 224)
+    size = size or own
     options = {"img_size": size, "num_classes": 0}
     if "dinov3" in architecture:
         # The authors pool the class token; timm's own default is the patch mean. One input size is
         # all an engine has, so the rotation table is made once.
         options |= {"global_pool": "token", "dynamic_img_size": False}
-    config = timm.get_pretrained_cfg(name) if tag or tags else None
     model = _timm_vit(architecture, options)
     check_size(size, model.patch_embed.proj.kernel_size[0])
 
@@ -208,12 +232,23 @@ def _timm(name: str, weights: str | Path | None, size: int, seed: int) -> Backbo
         load_state(model, state, weights)
     return timm_backbone(
         model,
+        size,
         mean=tuple(config.mean) if config else None,
         std=tuple(config.std) if config else None,
-        interpolation=config.interpolation if config else "bicubic",
+        resize=_timm_resize(config, own, size),
         weights_id=weights_id,
         architecture=architecture,
     )
+
+
+def _timm_resize(config, own: Size, size: Size) -> Resize:
+    """timm's own evaluation transform: Pillow, a share of the image kept, or all of it squashed."""
+    if config is None:
+        return Resize("pillow-bicubic")
+    if config.crop_mode not in ("center", "squash"):
+        raise ValueError(f"timm's crop_mode {config.crop_mode!r} is not one of center, squash")
+    shorter = math.floor(min(own) / config.crop_pct) if config.crop_mode == "center" else None
+    return own_resize(f"pillow-{config.interpolation}", own, shorter, size)
 
 
 def _timm_vit(architecture: str, options: dict) -> nn.Module:
