@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import torch
 # Triton reads this at import: without a GPU its kernels run interpreted, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A verdict or an engine that an earlier run left behind would stand for this one's.
+os.environ["FASTEMBED_CACHE"] = tempfile.mkdtemp(prefix="fastembed-cache-")
 
 from fastembed import dispatch
 from fastembed.database import embedded, get_db_connection

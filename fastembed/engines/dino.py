@@ -8,7 +8,7 @@ and resample DINOv2's position table in another way than the authors' hub code d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .backbone import Size
 from .channels import FusedChannels
+from .weights import hollow
 
 # arch: (dim, depth, heads, FFN ratio), as in the training code of DINOv3.
 ARCHS = {
@@ -86,17 +87,6 @@ DINOV2 = {
 }
 
 
-def _hollow(build: Callable[..., nn.Module], *args, **options) -> nn.Module:
-    """build(*args, **options) with its weights still to be written, every one of them."""
-    try:
-        # Without storage nothing is drawn: initial values of a ViT-L take seconds, of a 7B minutes.
-        with torch.device("meta"):
-            model = build(*args, **options)
-        return model.to_empty(device="cpu")
-    except RuntimeError:  # an older timm (1.0.20) reads values back while it builds
-        return build(*args, **options)
-
-
 def grid_of(size: Size, patch: int) -> Size:
     """Patches down and across."""
     return size[0] // patch, size[1] // patch
@@ -107,7 +97,7 @@ def build_dinov3(arch: DinoArch, size: Size) -> nn.Module:
     from timm.layers import LayerNorm
     from timm.models.eva import Eva
 
-    model = _hollow(
+    model = hollow(
         Eva,
         img_size=size,
         patch_size=arch.patch_size,
@@ -216,7 +206,7 @@ def build_dinov2(name: str, size: Size, in_chans: int) -> nn.Module:
     """timm's DINOv2 of this name for input of `size`, its weights still to be written."""
     import timm
 
-    return _hollow(
+    return hollow(
         timm.create_model, DINOV2[name][0], img_size=size, in_chans=in_chans, num_classes=0
     )
 

@@ -23,6 +23,8 @@ _CLASSES = {
 }
 # A configuration of both towers, and the type of its vision part.
 _TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# What such a checkpoint holds beside the vision tower.
+_TEXT = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
 
 
 def _dinov2(kind: str, dim: int, depth: int, heads: int, **options) -> dict:
@@ -238,6 +240,7 @@ def _folder(name: str, weights: str | Path | None) -> Path | None:
 
 def _load(model_class, config, source: str | Path):
     state, digest = read_weights(source)
+    state = {k: v for k, v in state.items() if not k.startswith(_TEXT)}
     with _quiet():
         # The library's own loader, for its renames between versions; strictness is judged below.
         model, info = model_class.from_pretrained(
@@ -289,7 +292,9 @@ def _preprocessing(name: str, folder: Path | None, model_type: str, config):
     elif model_type == "siglip_vision_model":
         mean, std = (0.5,) * 3, (0.5,) * 3
         interpolation = "bilinear" if "siglip2" in known else "bicubic"
-    elif model_type.startswith("dinov2"):
+    elif model_type == "dinov3_vit":
+        interpolation = "bilinear"
+    else:
         shorter = 256
     if not known:
         mean = std = None

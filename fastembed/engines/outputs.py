@@ -17,14 +17,15 @@ _OF_A_BLOCK = ("cls", "tokens", "map")
 
 @dataclass(frozen=True)
 class Output:
-    """One output: its name, and the block after which the residual stream is taken, if not the
-    model's end."""
+    """One output: as it was asked for, its name, and the block after which the residual stream is
+    taken (counted from the first), if not the model's end."""
 
+    text: str
     name: str
-    block: int | None = None
+    block: int | None
 
     def __str__(self) -> str:
-        return self.name if self.block is None else f"{self.name}@{self.block}"
+        return self.text
 
 
 def parse_outputs(output: str | Sequence[str], backbone: Backbone, spec: str) -> tuple[Output, ...]:
@@ -68,7 +69,7 @@ def _parse(text: str, backbone: Backbone, spec: str) -> Output:
             f"output='processed' is for models that project tokens into the space of their "
             f"embedding (CLIP); {spec} does not, use output='map'"
         )
-    return Output(name, block)
+    return Output(text, name, block)
 
 
 class Features(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -164,6 +164,17 @@ def mismatch_report(
     return "; ".join(parts)
 
 
+def hollow(build: Callable[..., nn.Module], *args, **options) -> nn.Module:
+    """build(*args, **options) with its weights still to be written, every one of them."""
+    try:
+        # Without storage nothing is drawn: initial values of a ViT-L take seconds, of a 7B minutes.
+        with torch.device("meta"):
+            model = build(*args, **options)
+        return model.to_empty(device="cpu")
+    except RuntimeError:  # an older timm (1.0.20) reads values back while it builds
+        return build(*args, **options)
+
+
 @torch.no_grad()
 def randomize(module: nn.Module, seed: int) -> None:
     """Fill every parameter from `seed`, the same bits whatever the state of the global generators.
@@ -175,7 +186,8 @@ def randomize(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         leaf = name.rsplit(".", 1)[-1]
-        if "token" in leaf or "pos" in leaf or leaf.endswith("bias"):
+        embedding = any(word in leaf for word in ("token", "pos", "class_embedding"))
+        if embedding or leaf.endswith("bias") or "position_embedding" in name:
             parameter.normal_(0.0, 0.02, generator=generator)
         elif parameter.ndim >= 2:
             parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)

@@ -28,6 +28,7 @@ from .contract import Resize
 from .dino_yaml import read_dino_yaml
 from .hub import fetch_file
 from .huggingface import build_transformers
+from .openclip import build_openai, build_openclip
 from .weights import load_state, randomize, read_weights
 
 
@@ -267,4 +268,11 @@ def _timm_vit(architecture: str, options: dict) -> nn.Module:
     return model
 
 
-KINDS = {"transformers": build_transformers, "timm": _timm, "dinov3": _dinov3, "dinov2": _dinov2}
+KINDS = {
+    "openclip": build_openclip,
+    "openai": build_openai,
+    "transformers": build_transformers,
+    "timm": _timm,
+    "dinov3": _dinov3,
+    "dinov2": _dinov2,
+}
