@@ -11,6 +11,7 @@ from torch import Tensor
 from fastembed.engines import InputContract, Resize, dino, load_engine
 from fastembed.engines import hub as engines_hub
 from fastembed.engines.channels import inflate_kernel
+from fastembed.engines.upstream import dinov2_authors_layout, dinov3_authors_layout
 
 transformers = pytest.importorskip("transformers")
 
@@ -47,77 +48,6 @@ def lively(model: torch.nn.Module, seed: int) -> torch.nn.Module:
             else:
                 p.normal_(0, 0.1, generator=generator)
     return model.eval()
-
-
-def fused(state: dict[str, Tensor], block: str, kind: str) -> Tensor:
-    """q, k, v of an HF block as the authors' one tensor; an absent bias is zero."""
-    parts = [state.get(f"{block}.{n}_proj.{kind}") for n in "qkv"]
-    zeros = torch.zeros_like(next(p for p in parts if p is not None))
-    return torch.cat([zeros if p is None else p for p in parts])
-
-
-def dinov3_authors_layout(model) -> dict[str, Tensor]:
-    """A DINOv3ViTModel's weights as facebookresearch/dinov3 names them."""
-    s = model.state_dict()
-    dim = model.config.hidden_size
-    out = {
-        "cls_token": s["embeddings.cls_token"],
-        "storage_tokens": s["embeddings.register_tokens"],
-        "mask_token": s["embeddings.mask_token"][0],
-        "patch_embed.proj.weight": s["embeddings.patch_embeddings.weight"],
-        "patch_embed.proj.bias": s["embeddings.patch_embeddings.bias"],
-        "norm.weight": s["norm.weight"],
-        "norm.bias": s["norm.bias"],
-        "rope_embed.periods": 1 / model.rope_embeddings.inv_freq,
-        "local_cls_norm.weight": torch.ones(dim),
-        "local_cls_norm.bias": torch.zeros(dim),
-    }
-    gated = {"gate_proj": "w1", "up_proj": "w2", "down_proj": "w3"}
-    names = gated if model.config.use_gated_mlp else {"up_proj": "fc1", "down_proj": "fc2"}
-    for i in range(model.config.num_hidden_layers):
-        hf, our = f"model.layer.{i}", f"blocks.{i}"
-        out[f"{our}.attn.qkv.weight"] = fused(s, f"{hf}.attention", "weight")
-        bias = fused(s, f"{hf}.attention", "bias")
-        bias[dim : 2 * dim] = 7.0  # masked in the published files; whatever stands there is unused
-        out[f"{our}.attn.qkv.bias"] = bias
-        out[f"{our}.attn.qkv.bias_mask"] = torch.full((3 * dim,), float("nan"))
-        for kind in ("weight", "bias"):
-            out[f"{our}.attn.proj.{kind}"] = s[f"{hf}.attention.o_proj.{kind}"]
-            for n in ("norm1", "norm2"):
-                out[f"{our}.{n}.{kind}"] = s[f"{hf}.{n}.{kind}"]
-            for theirs, authors in names.items():
-                out[f"{our}.mlp.{authors}.{kind}"] = s[f"{hf}.mlp.{theirs}.{kind}"]
-        out[f"{our}.ls1.gamma"] = s[f"{hf}.layer_scale1.lambda1"]
-        out[f"{our}.ls2.gamma"] = s[f"{hf}.layer_scale2.lambda1"]
-    return out
-
-
-def dinov2_authors_layout(model) -> dict[str, Tensor]:
-    """A Dinov2Model's weights as facebookresearch/dinov2 names them."""
-    s = model.state_dict()
-    out = {
-        "cls_token": s["embeddings.cls_token"],
-        "pos_embed": s["embeddings.position_embeddings"],
-        "mask_token": s["embeddings.mask_token"],
-        "patch_embed.proj.weight": s["embeddings.patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": s["embeddings.patch_embeddings.projection.bias"],
-        "norm.weight": s["layernorm.weight"],
-        "norm.bias": s["layernorm.bias"],
-    }
-    if "embeddings.register_tokens" in s:
-        out["register_tokens"] = s["embeddings.register_tokens"]
-    for i in range(model.config.num_hidden_layers):
-        hf, our = f"encoder.layer.{i}", f"blocks.{i}"
-        for kind in ("weight", "bias"):
-            out[f"{our}.attn.qkv.{kind}"] = fused(s, f"{hf}.attention", kind)
-            out[f"{our}.attn.proj.{kind}"] = s[f"{hf}.attention.o_proj.{kind}"]
-            for n in ("norm1", "norm2"):
-                out[f"{our}.{n}.{kind}"] = s[f"{hf}.{n}.{kind}"]
-            for n in ("fc1", "fc2"):
-                out[f"{our}.mlp.{n}.{kind}"] = s[f"{hf}.mlp.{n}.{kind}"]
-        out[f"{our}.ls1.gamma"] = s[f"{hf}.layer_scale1.lambda1"]
-        out[f"{our}.ls2.gamma"] = s[f"{hf}.layer_scale2.lambda1"]
-    return out
 
 
 TINY = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
