@@ -21,8 +21,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     "group", "contender", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms", "bytes", "gb_per_s",
-    "percent_of_copy", "images_per_s", "ratio", "exactness", "threads", "device", "versions",
-    "date",
+    "percent_of_copy", "images_per_s", "gflop_per_s", "percent_of_matmul", "ratio", "exactness",
+    "threads", "device", "versions", "date",
 )  # fmt: skip
 
 
@@ -31,11 +31,12 @@ def row(benchmark):
     """Call it with what the table shall say of this benchmark."""
 
     def describe(
-        group, contender, *, dtype="", shape="", nbytes=0, images=0, exactness="", baseline=False
-    ):
+        group, contender, *, dtype="", shape="", nbytes=0, images=0, flops=0, exactness="",
+        baseline=False,
+    ):  # fmt: skip
         benchmark.group = group
         benchmark.extra_info.update(
-            contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images,
+            contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images, flops=flops,
             exactness=exactness, baseline=baseline, threads=torch.get_num_threads(),
         )  # fmt: skip
         return benchmark
@@ -81,10 +82,27 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / sorted(times)[len(times) // 2] / 1e9
 
 
+def matmul_rate(dtype: str) -> float:
+    """FLOP/s of one large matrix product on all threads: what a model's layers are measured by."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype, torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # .item() waits for the device
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / sorted(times)[len(times) // 2]
+
+
 def _rows(benchmarks) -> list[dict]:
     copy = copy_bandwidth()
+    computed = {b.extra_info["dtype"] for b in benchmarks if b.extra_info.get("flops")}
+    matmul = {dtype: matmul_rate(dtype) for dtype in computed}
     baselines = {
-        (b.group, b.extra_info["dtype"]): b.stats.median
+        # A model's ratio is against the upstream's default, whatever its number format.
+        (b.group, "" if b.extra_info.get("flops") else b.extra_info["dtype"]): b.stats.median
         for b in benchmarks
         if b.extra_info.get("baseline")
     }
@@ -100,7 +118,8 @@ def _rows(benchmarks) -> list[dict]:
         info = b.extra_info
         p20, p50, p80 = np.percentile(b.stats.data, [20, 50, 80])
         speed = info["bytes"] / p50 / 1e9
-        baseline = baselines.get((b.group, info["dtype"]))
+        flops = info.get("flops", 0) / p50
+        baseline = baselines.get((b.group, "" if flops else info["dtype"]))
         rows.append(
             {
                 "group": b.group,
@@ -112,6 +131,8 @@ def _rows(benchmarks) -> list[dict]:
                 "gb_per_s": round(speed, 2) if speed else "",
                 "percent_of_copy": round(100 * speed / copy, 1) if speed else "",
                 "images_per_s": round(info["images"] / p50, 1) if info["images"] else "",
+                "gflop_per_s": round(flops / 1e9, 1) if flops else "",
+                "percent_of_matmul": round(100 * flops / matmul[info["dtype"]], 1) if flops else "",
                 "ratio": round(baseline / p50, 2) if baseline else "",
                 "threads": info["threads"],
                 **_machine(),
@@ -136,7 +157,8 @@ def _machine() -> dict:
 def _table(rows: list[dict]) -> list[str]:
     lines = ["", f"{rows[0]['device']}; {rows[0]['versions']}", ""]
     lines.append(
-        f"{'':<44} {'dtype':<9} {'p50 ms':>10} {'GB/s':>7} {'% copy':>7} {'img/s':>9} {'ratio':>8}"
+        f"{'':<44} {'dtype':<9} {'p50 ms':>10} {'GB/s':>7} {'% copy':>7} {'img/s':>9} "
+        f"{'% matmul':>8} {'ratio':>8}"
     )
     group = None
     for row in rows:
@@ -146,7 +168,8 @@ def _table(rows: list[dict]) -> list[str]:
         lines.append(
             f"  {row['contender']:<42} {row.get('dtype', ''):<9} {row['p50_ms']:>10.3f} "
             f"{row['gb_per_s']!s:>7} {row['percent_of_copy']!s:>7} "
-            f"{row.get('images_per_s', '')!s:>9} {row.get('ratio', '')!s:>8}"
+            f"{row.get('images_per_s', '')!s:>9} {row.get('percent_of_matmul', '')!s:>8} "
+            f"{row.get('ratio', '')!s:>8}"
         )
     lines.append("ratio: how many times faster than the row of its group that has 1.0")
     return lines
