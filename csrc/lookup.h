@@ -53,9 +53,10 @@ FASTEMBED_AVX512 void look_up_avx512(const uint8_t* split, const uint8_t* levels
   __m512i table[kBytes][4];
   for (int i = 0; i < 4 * kBytes; ++i) table[i / 4][i % 4] = _mm512_load_si512(split + 64 * i);
   const __m512i order = _mm512_load_si512(kInterleaved<kBytes>.data());
-  for (int64_t i = 0; i < count; i += 64, levels += 64, out += 64) {
+  for (int64_t i = 0; i < count; i += 64) {
     const uint64_t there = count - i < 64 ? (uint64_t{1} << (count - i)) - 1 : ~uint64_t{0};
-    const __m512i level = _mm512_permutexvar_epi8(order, _mm512_maskz_loadu_epi8(there, levels));
+    const __m512i level =
+        _mm512_permutexvar_epi8(order, _mm512_maskz_loadu_epi8(there, levels + i));
     const __mmask64 upper = _mm512_movepi8_mask(level);
     __m512i byte[kBytes];
     for (int b = 0; b < kBytes; ++b) {
@@ -64,18 +65,18 @@ FASTEMBED_AVX512 void look_up_avx512(const uint8_t* split, const uint8_t* levels
                                  _mm512_permutex2var_epi8(table[b][2], level, table[b][3]));
     }
     if constexpr (kBytes == 1) {
-      store_part(0, there, byte[0], out);
+      store_part(0, there, byte[0], out + i);
     } else if constexpr (kBytes == 2) {
-      store_part(0, there, _mm512_unpacklo_epi8(byte[0], byte[1]), out);
-      store_part(1, there, _mm512_unpackhi_epi8(byte[0], byte[1]), out);
+      store_part(0, there, _mm512_unpacklo_epi8(byte[0], byte[1]), out + i);
+      store_part(1, there, _mm512_unpackhi_epi8(byte[0], byte[1]), out + i);
     } else {
       const __m512i low[] = {_mm512_unpacklo_epi8(byte[0], byte[1]),
                              _mm512_unpackhi_epi8(byte[0], byte[1])};
       const __m512i high[] = {_mm512_unpacklo_epi8(byte[2], byte[3]),
                               _mm512_unpackhi_epi8(byte[2], byte[3])};
       for (int half = 0; half < 2; ++half) {
-        store_part(2 * half, there, _mm512_unpacklo_epi16(low[half], high[half]), out);
-        store_part(2 * half + 1, there, _mm512_unpackhi_epi16(low[half], high[half]), out);
+        store_part(2 * half, there, _mm512_unpacklo_epi16(low[half], high[half]), out + i);
+        store_part(2 * half + 1, there, _mm512_unpackhi_epi16(low[half], high[half]), out + i);
       }
     }
   }

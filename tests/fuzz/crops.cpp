@@ -92,11 +92,16 @@ void check_gather(Pixel pixel, unsigned seed) {
   std::vector<Value> table(256 * count);
   for (Value& value : table) value = static_cast<Value>(random());
 
-  std::vector<uint8_t> levels, quantized(image.size());
+  // Half of the outputs end where AddressSanitizer watches, half in front of what must stay: it
+  // does not see what AVX-512 stores by a mask.
+  const int64_t guard = below(random, 2) ? 64 : 0;
+  const auto sentinel = static_cast<Value>(0xa5a5a5a5u);
+  std::vector<uint8_t> levels, quantized(image.size() + guard, 0xa5);
   for (int64_t i = 0; i < channels * height * width; ++i) {
     levels.push_back(level(static_cast<float>(image[i]), ramps[i / (height * width)]));
   }
-  std::vector<Value> expected, out(crops * count * size * size);
+  levels.resize(quantized.size(), 0xa5);
+  std::vector<Value> expected, out(crops * count * size * size + guard, sentinel);
   for (int64_t n = 0; n < crops; ++n) {
     for (int64_t p = 0; p < count; ++p) {
       for (int64_t y = 0; y < size; ++y) {
@@ -107,6 +112,7 @@ void check_gather(Pixel pixel, unsigned seed) {
       }
     }
   }
+  expected.resize(out.size(), sentinel);
   cpu::quantize({pixel, image.data(), ramps.data(), quantized.data(), channels, height * width});
   compare("quantize", seed, quantized, levels);
   cpu::gather_crops({pixel, image.data(), origins.data(), planes.data(), ramps.data(), table.data(),
