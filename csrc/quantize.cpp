@@ -1,6 +1,7 @@
 // Contract: fastembed/ops/quantize.py.
 #include <memory>
 
+#include "lookup.h"
 #include "quantize_row.h"
 #include "select.h"
 
@@ -12,6 +13,16 @@ FASTEMBED_INLINE void run(const Quantize& op) {
   const Pixel* image = static_cast<const Pixel*>(op.image);
   for (int64_t c = 0; c < op.channels; ++c) {
     quantize_row(image + c * op.pixels, op.pixels, op.ramp[c], op.out + c * op.pixels);
+  }
+}
+
+FASTEMBED_INLINE void run_bytes(const Quantize& op) {
+  const uint8_t* image = static_cast<const uint8_t*>(op.image);
+  for (int64_t c = 0; c < op.channels; ++c) {
+    uint8_t levels[256];
+    byte_levels(op.ramp[c], levels);
+    const Lookup<uint8_t> look_up(levels);
+    look_up(image + c * op.pixels, op.pixels, op.out + c * op.pixels);
   }
 }
 
@@ -49,7 +60,7 @@ void percentile_bounds(const PercentileBounds& op) {
 FASTEMBED_SIMD void quantize(const Quantize& op) {
   switch (op.pixel) {
     case Pixel::kUInt8:
-      return run<uint8_t>(op);
+      return run_bytes(op);
     case Pixel::kUInt16:
       return run<uint16_t>(op);
     case Pixel::kFloat32:

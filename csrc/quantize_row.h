@@ -18,4 +18,11 @@ FASTEMBED_INLINE void quantize_row(const Pixel* pixels, int64_t count, Ramp ramp
   }
 }
 
+// The levels of all 8-bit pixels: a row of such is looked up, which takes no division.
+FASTEMBED_INLINE void byte_levels(const Ramp& ramp, uint8_t* levels) {
+  uint8_t pixels[256];
+  for (int i = 0; i < 256; ++i) pixels[i] = static_cast<uint8_t>(i);
+  quantize_row(pixels, 256, ramp, levels);
+}
+
 }  // namespace fastembed::cpu

@@ -16,11 +16,6 @@
 
 #include "simd.h"
 
-#if defined(__x86_64__) && defined(__linux__)
-#include <immintrin.h>
-#define FASTEMBED_AVX512 __attribute__((target("avx512f,avx512bw,avx512vbmi2,bmi2,popcnt")))
-#endif
-
 namespace fastembed::cpu {
 
 template <class T>
@@ -131,8 +126,6 @@ FASTEMBED_AVX512 int64_t keep_outside_avx512(const T* values, int64_t count, T l
   return n;
 }
 
-inline bool has_avx512() { return __builtin_cpu_supports("avx512vbmi2"); }
-
 #endif  // FASTEMBED_AVX512
 
 // Of a 1080x1080 float32 channel 4 % in 0.18 ms by AVX-512 and in 0.37 ms by its twin; copying
@@ -140,8 +133,7 @@ inline bool has_avx512() { return __builtin_cpu_supports("avx512vbmi2"); }
 template <class T>
 int64_t keep_outside(const T* values, int64_t count, T lo, T hi, T* kept) {
 #ifdef FASTEMBED_AVX512
-  static const bool avx512 = has_avx512();
-  if (avx512) return keep_outside_avx512(values, count, lo, hi, kept);
+  if (has_avx512()) return keep_outside_avx512(values, count, lo, hi, kept);
 #endif
   return keep_outside_portable(values, count, lo, hi, kept);
 }

@@ -17,3 +17,40 @@
 #define FASTEMBED_SIMD
 #endif
 #define FASTEMBED_INLINE inline __attribute__((always_inline))
+
+// Loops written in AVX-512's own instructions, those that Ice Lake and Zen 4 brought; has_avx512()
+// chooses them.
+#if defined(__x86_64__) && defined(__linux__)
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of the values that its own intrinsics leave undefined on purpose (bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdlib>
+#include <cstring>
+
+#define FASTEMBED_AVX512                                                            \
+  __attribute__((                                                                   \
+      target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,avx2,bmi2," \
+             "popcnt")))
+
+namespace fastembed::cpu {
+
+// The environment variable FASTEMBED_SIMD=avx512|avx2|portable is the most that hand-written loops
+// may use, so that tests see all of them on one machine; read once.
+inline bool has_avx512() {
+  static const bool has = [] {
+    const char* most = std::getenv("FASTEMBED_SIMD");
+    return (most == nullptr || std::strcmp(most, "avx512") == 0) &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+  }();
+  return has;
+}
+
+}  // namespace fastembed::cpu
+#endif

@@ -15,13 +15,28 @@ ROOT = Path(__file__).resolve().parents[1]
 SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the native kernels are built on Linux only")
-def test_percentiles_of_random_images(tmp_path):
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    if sys.platform != "linux":
+        pytest.skip("the native kernels are built on Linux only")
     cmake = shutil.which("cmake", path=SEARCH)
     if cmake is None or shutil.which("c++") is None:
         pytest.skip("cmake or a C++ compiler is not installed")
-    for arguments in (["-S", ROOT, "-B", tmp_path, "-DFASTEMBED_FUZZ=ON"], ["--build", tmp_path]):
+    build = tmp_path_factory.mktemp("fuzz")
+    for arguments in (["-S", ROOT, "-B", build, "-DFASTEMBED_FUZZ=ON"], ["--build", build, "-j2"]):
         subprocess.run([cmake, *arguments], check=True, capture_output=True)
-    run = subprocess.run([tmp_path / "fuzz_percentile", "5"], capture_output=True, text=True)
+    return build
+
+
+@pytest.mark.parametrize(
+    "target,simd",
+    [("fuzz_percentile", "avx512"), ("fuzz_crops", "avx512"), ("fuzz_crops", "portable")],
+)
+def test_random_images(build, target, simd):
+    """Without AVX-512 the last two are one; fuzz_percentile runs both loops wherever it can."""
+    run = subprocess.run(
+        [build / target, "4"], capture_output=True, text=True,
+        env={**os.environ, "FASTEMBED_SIMD": simd},
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("images of each pixel type\n")
