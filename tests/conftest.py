@@ -8,6 +8,10 @@ import tempfile
 import zlib
 from pathlib import Path
 
+# Workers side by side share the cores: their models' threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
