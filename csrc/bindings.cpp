@@ -238,10 +238,10 @@ void percentile_bounds_cpu(const Tensor& image, int64_t low_rank, double low_fra
       percentile_bounds_op(image, {low_rank, low_fraction}, {high_rank, high_fraction}, out));
 }
 
-BlendCrops blend_crops_op(const Tensor& image, const Tensor& ids, const Tensor& crops,
-                          const Tensor& background, const Tensor& table, bool cubic, bool narrow,
-                          bool tall_first, const Tensor& out) {
-  check_layout("blend_crops", out, {image, ids, crops, background, table});
+// What both kinds of blend_crops read.
+template <class Op>
+Op crops_op(const Tensor& image, const Tensor& ids, const Tensor& crops, const Tensor& background,
+            const Tensor& out) {
   STD_TORCH_CHECK(image.scalar_type() == ScalarType::Byte && image.dim() == 3 && image.size(2) == 3,
                   "image must be uint8 [H, W, 3]");
   STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Int && ids.dim() == 2 &&
@@ -255,21 +255,29 @@ BlendCrops blend_crops_op(const Tensor& image, const Tensor& ids, const Tensor& 
                   "crops must be int32 [", out.size(0), ", 5]");
   STD_TORCH_CHECK(background.scalar_type() == ScalarType::Byte && background.numel() == 256,
                   "background must be uint8 [256]");
-  STD_TORCH_CHECK(table.scalar_type() == out.scalar_type() && table.dim() == 2 &&
-                      table.size(0) == 3 && table.size(1) == 256,
-                  "table must be [3, 256] of out's dtype");
-  BlendCrops op{};
+  Op op{};
   op.image = static_cast<const uint8_t*>(image.const_data_ptr());
   op.ids = static_cast<const int32_t*>(ids.const_data_ptr());
   op.crop = static_cast<const Crop*>(crops.const_data_ptr());
   op.background = static_cast<const uint8_t*>(background.const_data_ptr());
-  op.table = table.const_data_ptr();
   op.out = out.mutable_data_ptr();
-  op.value_bytes = static_cast<int64_t>(out.element_size());
   op.height = image.size(0);
   op.width = image.size(1);
   op.crops = out.size(0);
   op.size = out.size(2);
+  return op;
+}
+
+BlendCrops blend_crops_op(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                          const Tensor& background, const Tensor& table, bool cubic, bool narrow,
+                          bool tall_first, const Tensor& out) {
+  check_layout("blend_crops", out, {image, ids, crops, background, table});
+  STD_TORCH_CHECK(table.scalar_type() == out.scalar_type() && table.dim() == 2 &&
+                      table.size(0) == 3 && table.size(1) == 256,
+                  "table must be [3, 256] of out's dtype");
+  BlendCrops op = crops_op<BlendCrops>(image, ids, crops, background, out);
+  op.table = table.const_data_ptr();
+  op.value_bytes = static_cast<int64_t>(out.element_size());
   op.cubic = cubic;
   op.narrow = narrow;
   op.tall_first = tall_first;
@@ -278,7 +286,21 @@ BlendCrops blend_crops_op(const Tensor& image, const Tensor& ids, const Tensor& 
   return op;
 }
 
-void check_indices(const BlendCrops& op) {
+BlendCropsFloat blend_crops_float_op(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                                     const Tensor& background, const Tensor& ramp,
+                                     const Tensor& out) {
+  check_layout("blend_crops_float", out, {image, ids, crops, background, ramp});
+  STD_TORCH_CHECK(ramp.scalar_type() == ScalarType::Float && ramp.dim() == 2 && ramp.size(0) == 2 &&
+                      ramp.size(1) == 3,
+                  "ramp must be float32 [2, 3]");
+  BlendCropsFloat op = crops_op<BlendCropsFloat>(image, ids, crops, background, out);
+  op.ramp = static_cast<const float*>(ramp.const_data_ptr());
+  op.value = real_of(out);
+  return op;
+}
+
+template <class Op>
+void check_crops(const Op& op) {
   for (int64_t s = 0; s < op.crops; ++s) {
     const int64_t top = op.crop[s].top, left = op.crop[s].left;
     const int64_t height = op.crop[s].height, width = op.crop[s].width;
@@ -322,8 +344,15 @@ void blend_crops_cpu(const Tensor& image, const Tensor& ids, const Tensor& crops
                      bool tall_first, const Tensor& out) {
   const BlendCrops op =
       blend_crops_op(image, ids, crops, background, table, cubic, narrow, tall_first, out);
-  check_indices(op);
+  check_crops(op);
   cpu::blend_crops(op);
+}
+
+void blend_crops_float_cpu(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                           const Tensor& background, const Tensor& ramp, const Tensor& out) {
+  const BlendCropsFloat op = blend_crops_float_op(image, ids, crops, background, ramp, out);
+  check_crops(op);
+  cpu::blend_crops_float(op);
 }
 
 #ifdef FASTEMBED_CUDA
@@ -380,6 +409,12 @@ void blend_crops_cuda(const Tensor& image, const Tensor& ids, const Tensor& crop
          blend_crops_op(image, ids, crops, background, table, cubic, narrow, tall_first, out), out);
 }
 
+void blend_crops_float_cuda(const Tensor& image, const Tensor& ids, const Tensor& crops,
+                            const Tensor& background, const Tensor& ramp, const Tensor& out) {
+  launch(cuda::blend_crops_float, blend_crops_float_op(image, ids, crops, background, ramp, out),
+         out);
+}
+
 #endif  // FASTEMBED_CUDA
 
 }  // namespace
@@ -401,6 +436,9 @@ STABLE_TORCH_LIBRARY(fastembed, library) {
   library.def(
       "blend_crops(Tensor image, Tensor ids, Tensor crops, Tensor background, Tensor table, "
       "bool cubic, bool narrow, bool tall_first, Tensor(a!) out) -> ()");
+  library.def(
+      "blend_crops_float(Tensor image, Tensor ids, Tensor crops, Tensor background, Tensor ramp, "
+      "Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
@@ -412,6 +450,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
   library.impl("panoptic_segments", TORCH_BOX(&fastembed::panoptic_segments_cpu));
   library.impl("scanline_segments", TORCH_BOX(&fastembed::scanline_segments_cpu));
   library.impl("blend_crops", TORCH_BOX(&fastembed::blend_crops_cpu));
+  library.impl("blend_crops_float", TORCH_BOX(&fastembed::blend_crops_float_cpu));
 }
 
 #ifdef FASTEMBED_CUDA
@@ -423,5 +462,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastembed, CUDA, library) {
   library.impl("decode_panoptic", TORCH_BOX(&fastembed::decode_panoptic_cuda));
   library.impl("panoptic_segments", TORCH_BOX(&fastembed::panoptic_segments_cuda));
   library.impl("blend_crops", TORCH_BOX(&fastembed::blend_crops_cuda));
+  library.impl("blend_crops_float", TORCH_BOX(&fastembed::blend_crops_float_cuda));
 }
 #endif

@@ -105,6 +105,17 @@ struct BlendCrops {
   bool cubic, narrow, tall_first;
 };
 
+struct BlendCropsFloat {
+  const uint8_t* image;       // as in BlendCrops
+  const int32_t* ids;         // likewise
+  const Crop* crop;           // likewise
+  const uint8_t* background;  // likewise
+  const float* ramp;          // [2, 3]: mean, std
+  Real value;
+  void* out;  // [crops, 3, size, size] of value
+  int64_t height, width, crops, size;
+};
+
 // Single-threaded: the pipeline's pool is the parallelism.
 namespace cpu {
 void percentile_bounds(const PercentileBounds& op);
@@ -115,6 +126,7 @@ void decode_panoptic(const DecodePanoptic& op);
 void panoptic_segments(const PanopticSegments& op);
 void scanline_segments(const ScanlineSegments& op);
 void blend_crops(const BlendCrops& op);
+void blend_crops_float(const BlendCropsFloat& op);
 }  // namespace cpu
 
 // On the current device and the given cudaStream_t, without waiting. Null, or what failed.
@@ -127,6 +139,7 @@ const char* pool_crops(const PoolCrops& op, void* stream);
 const char* decode_panoptic(const DecodePanoptic& op, void* stream);
 const char* panoptic_segments(const PanopticSegments& op, void* stream);
 const char* blend_crops(const BlendCrops& op, void* stream);
+const char* blend_crops_float(const BlendCropsFloat& op, void* stream);
 }  // namespace cuda
 
 }  // namespace fastembed

@@ -11,29 +11,20 @@
 #include <immintrin.h>
 #endif
 
-#include "filter.h"
 #include "kernels.h"
+#include "masks.h"
 #include "simd.h"
 
 namespace fastembed::cpu {
 namespace {
 
-// What a level becomes outside of the mask: the table, and where there is one that gives all
-// of its 256 entries, a linear form, which is a vector where a look-up is not.
-struct Fade {
-  const uint8_t* table;
-  bool linear;
-  uint16_t factor, offset;
+struct Target {
+  const void* table;
+  void* out;
+  int64_t size, value_bytes;
 };
 
-struct Source {
-  const uint8_t* pixels;  // top left of the crop, rows of `pitch` pixels
-  const int32_t* ids;     // likewise
-  const Fade* fade;
-  int64_t height, width, pitch;
-  int64_t stride;  // width, rounded up to 16: of a plane's row in the scratch memory
-  int32_t id;
-};
+namespace pairs {
 
 // One axis of a resize in pairs of taps, the first of them even.
 struct Taps {
@@ -57,19 +48,8 @@ struct Scratch {
   uint8_t* rows;     // [16, 3, the larger stride]
   uint8_t* levels;   // [3, out_stride]
   Ring ring;
-  int64_t out_stride;  // size, rounded up to 16
+  int64_t stride, out_stride;  // width and size, rounded up to 16
 };
-
-struct Target {
-  const void* table;
-  void* out;
-  int64_t size, value_bytes;
-};
-
-FASTEMBED_INLINE uint8_t faded_level(uint8_t level, uint16_t factor, uint16_t offset) {
-  const uint16_t scaled = static_cast<uint16_t>(static_cast<uint32_t>(level << 8) * factor >> 16);
-  return static_cast<uint8_t>(static_cast<uint16_t>(scaled + offset) >> 8);
-}
 
 // Not FASTEMBED_SIMD: the compiler finds no pmaddwd by itself, and a function that names it can
 // only be inlined into one for the same instruction set.
@@ -97,134 +77,250 @@ namespace portable {
 #undef FASTEMBED_LANES
 }  // namespace portable
 
-using Resize = decltype(&portable::resize);
-
-Resize choose() {
-#ifdef FASTEMBED_WIDE_LOOPS
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    return avx512::resize;
-  }
-  if (__builtin_cpu_supports("avx2")) return avx2::resize;
-#endif
-  return portable::resize;
-}
-
-Fade make_fade(const uint8_t* table) {
-  // The least-squares slope of the table, then its neighbours, nearest first.
-  int64_t moment = 0, square = 0;
-  for (int32_t level = 0; level < 256; ++level) {
-    moment += (2 * level - 255) * table[level];
-    square += (2 * level - 255) * level;
-  }
-  const int32_t slope = static_cast<int32_t>((moment * 65536 + square / 2) / square);
-  for (int32_t step = 0; step < 128; ++step) {
-    const int32_t factor = slope + (step % 2 ? step / 2 + 1 : -step / 2);
-    if (factor < 0 || factor > 65535) continue;
-    int32_t low = 0, high = 65535;
-    for (int32_t level = 0; level < 256 && low <= high; ++level) {
-      const int32_t scaled = level * factor >> 8;
-      low = std::max(low, table[level] * 256 - scaled);
-      high = std::min(high, table[level] * 256 + 255 - scaled);
-    }
-    if (low <= high) {
-      return {table, true, static_cast<uint16_t>(factor), static_cast<uint16_t>(low)};
-    }
-  }
-  return {table, false, 0, 0};
-}
-
-// The memory behind a Taps; grows, and is filled anew for every crop.
+// The memory behind a Taps.
 class TapTable {
  public:
-  FASTEMBED_INLINE Taps fill(int64_t length, int64_t size, bool cubic, bool narrow) {
-    const Axis axis = make_axis(length, size, cubic);
-    const int64_t taps = most_taps(axis);
-    first_.resize(size);
-    last_.resize(size);
-    real_.assign(size * taps, 0);
-    double largest = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      const double center = center_of(axis, i);
-      const int32_t first = first_of(axis, center), last = last_of(axis, center);
-      double* weights = real_.data() + taps * i;
-      for (int32_t j = first; j < last; ++j) {
-        weights[j - first] = raw_weight(axis, cubic, center, j);
-      }
-      double total = 0;
-      for (int32_t k = 0; k < last - first; ++k) total += weights[k];
-      for (int32_t k = 0; k < last - first; ++k) {
-        weights[k] /= total;
-        largest = std::max(largest, weights[k]);
-      }
-      first_[i] = first;
-      last_[i] = last;
-    }
-    const int bits = narrow ? narrow_bits(largest) : kWeightBits;
-    const int64_t pairs = taps / 2 + 1;
+  Taps fill(const Weights& weights, bool narrow) {
+    const int64_t size = weights.size, pairs = weights.taps / 2;
     packed_.assign(size * pairs * 2, 0);
     for (int64_t i = 0; i < size; ++i) {
       int32_t* packed = packed_.data() + 2 * pairs * i;
-      const int32_t odd = first_[i] & 1;
-      for (int32_t k = 0; k < last_[i] - first_[i]; ++k) {
-        const int32_t weight = fixed_weight(real_[taps * i + k], bits);
+      for (int64_t k = 0; k < weights.taps; ++k) {
+        const int32_t weight = weights.value[k * size + i];
         const int32_t low = narrow ? weight : weight & 0x7fff, high = narrow ? 0 : weight >> 15;
-        const int32_t at = k + odd, shift = at % 2 * 16;
-        packed[at / 2 * 2] |= static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffff) << shift);
-        packed[at / 2 * 2 + 1] |=
+        const int shift = k % 2 * 16;
+        packed[k / 2 * 2] |= static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffff) << shift);
+        packed[k / 2 * 2 + 1] |=
             static_cast<int32_t>((static_cast<uint32_t>(high) & 0xffff) << shift);
       }
-      first_[i] /= 2;
     }
-    return {first_.data(), last_.data(), packed_.data(), size, pairs, bits};
+    return {weights.first, weights.last, packed_.data(), size, pairs, weights.bits};
   }
 
  private:
-  std::vector<int32_t> first_, last_, packed_;
-  std::vector<double> real_;
+  std::vector<int32_t> packed_;
 };
 
-int64_t round_up(int64_t value) { return (value + 15) / 16 * 16; }
+template <decltype(portable::resize)* kResize>
+class Resizer {
+ public:
+  static constexpr int32_t kUnit = 2;
 
-}  // namespace
+  explicit Resizer(const BlendCrops& op) : table_(op.table), fade_(make_fade(op.background)) {}
 
-void blend_crops(const BlendCrops& op) {
-  static const Resize resize = choose();
-  const Fade fade = make_fade(op.background);
-  TapTable row_table, column_table;
-  std::vector<uint8_t> bytes;
-  std::vector<int16_t> shorts;
-  for (int64_t s = 0; s < op.crops; ++s) {
-    const Crop& crop = op.crop[s];
-    const int64_t corner = crop.top * op.width + crop.left;
-    const Source source{op.image + 3 * corner, op.ids + corner, &fade,
-                        crop.height,           crop.width,      op.width,
-                        round_up(crop.width),  crop.id};
-    const Taps columns = column_table.fill(crop.width, op.size, op.cubic, op.narrow);
-    const Taps rows = row_table.fill(crop.height, op.size, op.cubic, op.narrow);
-    const bool down_first = op.tall_first && is_tall(crop.height, crop.width, op.size);
-
+  void operator()(const Source& source, const Weights& column_weights, const Weights& row_weights,
+                  bool narrow, bool down_first, Target target) {
+    const Taps columns = column_table_.fill(column_weights, narrow);
+    const Taps rows = row_table_.fill(row_weights, narrow);
     // Pairs past the last pixel are read, with weights of 0.
-    const int64_t stride = source.stride, out_stride = round_up(op.size);
+    const int64_t stride = round_up(source.width, 16), out_stride = round_up(target.size, 16);
     const int64_t wide = std::max(stride, out_stride);
     const int64_t ring_width = 3 * (down_first ? stride : out_stride);
     const int64_t ring_pairs = rows.pairs + 8;
-    shorts.resize((stride / 2 + columns.pairs) * 96);
-    bytes.resize(stride + 48 * stride + 48 * out_stride + 48 * wide + 3 * out_stride +
-                 2 * ring_pairs * ring_width);
+    shorts_.resize((stride / 2 + columns.pairs) * 96);
+    bytes_.resize(stride + 48 * stride + 48 * out_stride + 48 * wide + 3 * out_stride +
+                  2 * ring_pairs * ring_width);
     Scratch scratch{};
-    scratch.inside = bytes.data();
+    scratch.inside = bytes_.data();
     scratch.block = scratch.inside + stride;
     scratch.columns = scratch.block + 48 * stride;
     scratch.rows = scratch.columns + 48 * out_stride;
     scratch.levels = scratch.rows + 48 * wide;
     scratch.ring = {scratch.levels + 3 * out_stride, ring_pairs};
-    scratch.pairs = shorts.data();
+    scratch.pairs = shorts_.data();
+    scratch.stride = stride;
     scratch.out_stride = out_stride;
-    const Target target{op.table,
+    target.table = table_;
+    kResize(narrow, down_first, source, fade_, columns, rows, scratch, target);
+  }
+
+ private:
+  const void* table_;
+  Fade fade_;
+  TapTable row_table_, column_table_;
+  std::vector<uint8_t> bytes_;
+  std::vector<int16_t> shorts_;
+};
+
+}  // namespace pairs
+
+#ifdef FASTEMBED_WIDE_LOOPS
+namespace vnni {
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni")
+// In GCC 12's headers, not here: what is undefined there has no lane that counts.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include "masks_vnni.h"
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+
+// A weight's four bytes that are its digits; the fourth is 0 and is not kept.
+template <int kDigits>
+FASTEMBED_INLINE void split_digits(const Weights& weights, int64_t padded, int32_t* to) {
+  for (int64_t k = 0; k < weights.taps; k += 4, to += kDigits * padded) {
+    const int32_t* __restrict value = weights.value + k * weights.size;
+    int32_t* __restrict digits = to;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < weights.size; ++i) {
+      uint32_t packed[kDigits] = {};
+      for (int p = 0; p < 4; ++p) {
+        int32_t rest = value[p * weights.size + i];
+        for (int d = 0; d < kDigits; ++d) {
+          const int32_t digit = static_cast<int8_t>(rest);
+          packed[d] |= static_cast<uint32_t>(digit & 255) << 8 * p;
+          rest = (rest - digit) >> 8;
+        }
+      }
+      for (int d = 0; d < kDigits; ++d) digits[d * padded + i] = static_cast<int32_t>(packed[d]);
+    }
+  }
+}
+
+FASTEMBED_SIMD void split_two_digits(const Weights& weights, int64_t padded, int32_t* to) {
+  split_digits<2>(weights, padded, to);
+}
+
+FASTEMBED_SIMD void split_three_digits(const Weights& weights, int64_t padded, int32_t* to) {
+  split_digits<3>(weights, padded, to);
+}
+
+// The memory behind a Digits.
+class DigitTable {
+ public:
+  // For `padded` outputs: those past the last have weights of 0.
+  Digits fill(const Weights& weights, int64_t padded) {
+    int32_t least = 0, most = 0;
+    for (int64_t i = 0; i < weights.taps * weights.size; ++i) {
+      least = std::min(least, weights.value[i]);
+      most = std::max(most, weights.value[i]);
+    }
+    // A digit is -128..127. Three reach to 1.99 * 2^22; no weight of a cubic is above 1.2.
+    const int digits = least >= -128 * 257 && most <= 127 * 257 ? 2 : 3;
+    first_.assign(padded, 0);
+    std::copy_n(weights.first, weights.size, first_.begin());
+    packed_.assign(weights.taps / 4 * digits * padded, 0);
+    (digits == 2 ? split_two_digits : split_three_digits)(weights, padded, packed_.data());
+    return {first_.data(),    weights.last, packed_.data(), padded,
+            weights.taps / 4, digits,       weights.bits};
+  }
+
+ private:
+  std::vector<int32_t> first_, packed_;
+};
+
+class Resizer {
+ public:
+  static constexpr int32_t kUnit = 4;
+
+  // The table's bytes apart: [3, value_bytes, 256].
+  explicit Resizer(const BlendCrops& op) : fade_(op.background), table_(768 * op.value_bytes) {
+    const auto* from = static_cast<const uint8_t*>(op.table);
+    for (int64_t i = 0; i < 768; ++i) {
+      for (int64_t b = 0; b < op.value_bytes; ++b) {
+        table_[(i / 256 * op.value_bytes + b) * 256 + i % 256] = *from++;
+      }
+    }
+  }
+
+  void operator()(const Source& source, const Weights& column_weights, const Weights& row_weights,
+                  bool, bool down_first, Target target) {
+    Scratch scratch{};
+    scratch.out_stride = round_up(target.size, 16);
+    scratch.out_columns = round_up(3 * scratch.out_stride, 64);
+    const Digits columns = column_table_.fill(column_weights, scratch.out_stride);
+    const Digits rows = row_table_.fill(row_weights, target.size);
+    // Loads and stores are of whole vectors. An odd number of them from row to row keeps 16 rows
+    // from the same cache set.
+    scratch.row_pitch = (round_up(3 * source.width, 192) + 64) | 64;
+    scratch.ring.slots = rows.fours + 4;
+    scratch.ring.columns = down_first ? round_up(3 * source.width, 64) : scratch.out_columns;
+    const int64_t sizes[] = {
+        20 * scratch.row_pitch, 192 * (round_up(source.width, 4) / 4 + columns.fours),
+        down_first ? 16 * scratch.out_columns : 0, (down_first ? 16 : 1) * scratch.out_columns + 64,
+        4 * scratch.ring.slots * scratch.ring.columns};
+    uint8_t** const parts[] = {&scratch.rows, &scratch.pixels, &scratch.quads, &scratch.levels,
+                               &scratch.ring.bytes};
+    int64_t total = 63;
+    for (const int64_t size : sizes) total += size;
+    bytes_.resize(std::max<size_t>(bytes_.size(), total));
+    uint8_t* at = bytes_.data() + (-reinterpret_cast<uintptr_t>(bytes_.data()) & 63);
+    for (int i = 0; i < 5; ++i) {
+      *parts[i] = at;
+      at += sizes[i];
+    }
+    target.table = table_.data();
+    if (down_first) return down_then_across(source, fade_, columns, rows, scratch, target);
+    across_then_down(source, fade_, columns, rows, scratch, target);
+  }
+
+ private:
+  const uint8_t* fade_;
+  std::vector<uint8_t> table_, bytes_;
+  DigitTable row_table_, column_table_;
+};
+
+}  // namespace vnni
+#endif
+
+template <class Resizer>
+void blend(const BlendCrops& op) {
+  Resizer resize(op);
+  WeightTable row_table, column_table;
+  for (int64_t s = 0; s < op.crops; ++s) {
+    const Crop& crop = op.crop[s];
+    const int64_t corner = crop.top * op.width + crop.left;
+    const Source source{
+        op.image + 3 * corner, op.ids + corner, crop.height, crop.width, op.width, crop.id};
+    const Target target{nullptr,
                         static_cast<uint8_t*>(op.out) + s * 3 * op.size * op.size * op.value_bytes,
                         op.size, op.value_bytes};
-    resize(op.narrow, down_first, source, columns, rows, scratch, target);
+    resize(source,
+           column_table.template fill<Resizer::kUnit>(crop.width, op.size, op.cubic, op.narrow),
+           row_table.template fill<Resizer::kUnit>(crop.height, op.size, op.cubic, op.narrow),
+           op.narrow, op.tall_first && is_tall(crop.height, crop.width, op.size), target);
   }
+}
+
+// One way to run it, for one instruction set.
+struct Path {
+  const char* name;
+  bool (*runs_here)();
+  void (*blend)(const BlendCrops& op);
+};
+
+// Fastest first.
+constexpr Path kPaths[] = {
+#ifdef FASTEMBED_WIDE_LOOPS
+    {"vnni",
+     [] {
+       return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") &&
+              __builtin_cpu_supports("avx512vnni");
+     },
+     blend<vnni::Resizer>},
+    {"avx512",
+     [] { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); },
+     blend<pairs::Resizer<pairs::avx512::resize>>},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") != 0; },
+     blend<pairs::Resizer<pairs::avx2::resize>>},
+#endif
+    {"portable", [] { return true; }, blend<pairs::Resizer<pairs::portable::resize>>},
+};
+
+const Path& fastest() {
+  for (const Path& path : kPaths) {
+    if (path.runs_here()) return path;
+  }
+  __builtin_unreachable();  // portable runs everywhere
+}
+
+}  // namespace
+
+void blend_crops(const BlendCrops& op) {
+  static const Path& path = fastest();
+  path.blend(op);
 }
 
 }  // namespace fastembed::cpu

@@ -1,4 +1,7 @@
 // Contract: fastembed/ops/masks.py.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <algorithm>
 
 #include "filter.h"
@@ -13,9 +16,51 @@ constexpr int kTileX = kWarp, kTileY = kWarps;
 constexpr int kStrip = 32;  // rows (or columns) between the passes that are held at a time
 constexpr size_t kMaxShared = 160 * 1024;  // what an A100 grants; later ones grant more
 
+__device__ uint8_t level_of(int32_t sum, int bits) {
+  return static_cast<uint8_t>(min(max(sum >> bits, 0), 255));
+}
+
+// The two kinds of resize: in integers with levels between the passes, and in floats.
+struct Levels {
+  using Op = BlendCrops;
+  using Weight = int32_t;
+  using Pixel = uint8_t;
+  static constexpr bool kTurns = true;  // the vertical pass may be the first one
+  static __host__ __device__ bool cubic(const Op& op) { return op.cubic; }
+  static __device__ bool narrow(const Op& op) { return op.narrow; }
+  static __device__ bool down_first(const Op& op, const Crop& crop) {
+    return op.tall_first && is_tall(crop.height, crop.width, op.size);
+  }
+  static __device__ Weight weight(double real, int bits) { return fixed_weight(real, bits); }
+  static __device__ Weight start(int bits) { return 1 << bits >> 1; }
+  static __device__ Pixel pixel(Weight sum, int bits) { return level_of(sum, bits); }
+  template <class Value>
+  static __device__ void put(const Op& op, int c, Pixel level, Value* out) {
+    *out = static_cast<const Value*>(op.table)[256 * c + level];
+  }
+};
+
+struct Floats {
+  using Op = BlendCropsFloat;
+  using Weight = float;
+  using Pixel = float;
+  static constexpr bool kTurns = false;
+  static __host__ __device__ bool cubic(const Op&) { return false; }
+  static __device__ bool narrow(const Op&) { return false; }
+  static __device__ bool down_first(const Op&, const Crop&) { return kTurns; }
+  static __device__ Weight weight(double real, int) { return static_cast<float>(real); }
+  static __device__ Weight start(int) { return 0; }
+  static __device__ Pixel pixel(Weight sum, int) { return sum; }
+  template <class Value>
+  static __device__ void put(const Op& op, int c, Pixel sum, Value* out) {
+    *out = static_cast<Value>((sum / 255 - op.ramp[c]) / op.ramp[3 + c]);
+  }
+};
+
 // The tile's outputs along one axis: their weights, as [taps, count] in shared memory.
+template <class Kind>
 struct Taps {
-  int32_t* weights;
+  typename Kind::Weight* weights;
   int32_t* first;
   int32_t* last;
   int count, bits;
@@ -48,7 +93,8 @@ __device__ double largest_weight(const Axis& axis, bool cubic, int64_t size) {
 
 // Weights of outputs start to start + count, a thread per output: the sum of an output's
 // weights must be taken in order.
-__device__ void fill(Taps& taps, const Axis& axis, bool cubic, bool narrow, int64_t size,
+template <class Kind>
+__device__ void fill(Taps<Kind>& taps, const Axis& axis, bool cubic, bool narrow, int64_t size,
                      int64_t start) {
   taps.bits = narrow ? narrow_bits(largest_weight(axis, cubic, size)) : kWeightBits;
   const int i = threadIdx.x;
@@ -59,7 +105,7 @@ __device__ void fill(Taps& taps, const Axis& axis, bool cubic, bool narrow, int6
     for (int32_t j = first; j < last; ++j) total += raw_weight(axis, cubic, center, j);
     for (int32_t j = first; j < last; ++j) {
       const double weight = raw_weight(axis, cubic, center, j) / total;
-      taps.weights[(j - first) * taps.count + i] = fixed_weight(weight, taps.bits);
+      taps.weights[(j - first) * taps.count + i] = Kind::weight(weight, taps.bits);
     }
     taps.first[i] = first;
     taps.last[i] = last;
@@ -68,28 +114,27 @@ __device__ void fill(Taps& taps, const Axis& axis, bool cubic, bool narrow, int6
   }
 }
 
-__device__ uint8_t level_of(int32_t sum, int bits) {
-  return static_cast<uint8_t>(min(max(sum >> bits, 0), 255));
-}
-
+template <class Kind>
 struct Shared {
-  uint8_t between[3][kStrip][kTileX];  // levels between the passes; kTileX >= kTileY
+  typename Kind::Pixel between[3][kStrip][kTileX];  // what is between the passes; kTileX >= kTileY
   uint8_t background[256];
   int32_t first[2][kTileX], last[2][kTileX];
 };
 
 // The tile at (x0, y0). kDown: the vertical pass is the first one. Along `a` runs the first
 // pass, along `b` the second; a strip of b is resized along a, then added to every thread's sums.
-template <class Value, bool kDown>
-__device__ void resize_tile(const BlendCrops& op, const Crop& crop, int64_t s, int64_t x0,
-                            int64_t y0, Shared& shared, int32_t* weights) {
+template <class Kind, class Value, bool kDown>
+__device__ void resize_tile(const typename Kind::Op& op, const Crop& crop, int64_t s, int64_t x0,
+                            int64_t y0, Shared<Kind>& shared, typename Kind::Weight* weights) {
+  using Weight = typename Kind::Weight;
+  const bool cubic = Kind::cubic(op), narrow = Kind::narrow(op);
   constexpr int kA = kDown ? kTileY : kTileX, kB = kDown ? kTileX : kTileY;
-  const Axis a_axis = make_axis(kDown ? crop.height : crop.width, op.size, op.cubic);
-  const Axis b_axis = make_axis(kDown ? crop.width : crop.height, op.size, op.cubic);
-  Taps a{weights, shared.first[0], shared.last[0], kA, 0};
-  Taps b{weights + kA * most_taps(a_axis), shared.first[1], shared.last[1], kB, 0};
-  fill(a, a_axis, op.cubic, op.narrow, op.size, kDown ? y0 : x0);
-  fill(b, b_axis, op.cubic, op.narrow, op.size, kDown ? x0 : y0);
+  const Axis a_axis = make_axis(kDown ? crop.height : crop.width, op.size, cubic);
+  const Axis b_axis = make_axis(kDown ? crop.width : crop.height, op.size, cubic);
+  Taps<Kind> a{weights, shared.first[0], shared.last[0], kA, 0};
+  Taps<Kind> b{weights + kA * most_taps(a_axis), shared.first[1], shared.last[1], kB, 0};
+  fill(a, a_axis, cubic, narrow, op.size, kDown ? y0 : x0);
+  fill(b, b_axis, cubic, narrow, op.size, kDown ? x0 : y0);
   __syncthreads();
 
   const int tx = threadIdx.x % kTileX, ty = threadIdx.x / kTileX;
@@ -100,8 +145,7 @@ __device__ void resize_tile(const BlendCrops& op, const Crop& crop, int64_t s, i
   int32_t end = begin;
   for (int i = 0; i < kB; ++i) end = max(end, b.last[i]);
 
-  const int32_t half = 1 << b.bits >> 1;
-  int32_t red = half, green = half, blue = half;
+  Weight red = Kind::start(b.bits), green = red, blue = red;
   for (int32_t strip = begin; strip < end; strip += kStrip) {
     for (int i = threadIdx.x; i < kA * kStrip; i += kThreads) {
       // Neighbouring threads read neighbouring columns, whichever way the pass runs.
@@ -109,9 +153,9 @@ __device__ void resize_tile(const BlendCrops& op, const Crop& crop, int64_t s, i
       if (strip + to_b >= end) continue;
       const int32_t first = a.first[to_a], count = a.last[to_a] - first;
       int64_t pixel = corner + (strip + to_b) * b_step + first * a_step;
-      int32_t r = 1 << a.bits >> 1, g = r, u = r;
+      Weight r = Kind::start(a.bits), g = r, u = r;
       for (int32_t k = 0; k < count; ++k, pixel += a_step) {
-        const int32_t weight = a.weights[k * kA + to_a];
+        const Weight weight = a.weights[k * kA + to_a];
         const uint8_t* rgb = op.image + 3 * pixel;
         if (op.ids[pixel] == crop.id) {
           r += weight * rgb[0], g += weight * rgb[1], u += weight * rgb[2];
@@ -121,14 +165,14 @@ __device__ void resize_tile(const BlendCrops& op, const Crop& crop, int64_t s, i
           u += weight * shared.background[rgb[2]];
         }
       }
-      shared.between[0][to_b][to_a] = level_of(r, a.bits);
-      shared.between[1][to_b][to_a] = level_of(g, a.bits);
-      shared.between[2][to_b][to_a] = level_of(u, a.bits);
+      shared.between[0][to_b][to_a] = Kind::pixel(r, a.bits);
+      shared.between[1][to_b][to_a] = Kind::pixel(g, a.bits);
+      shared.between[2][to_b][to_a] = Kind::pixel(u, a.bits);
     }
     __syncthreads();
     const int32_t last = min(b.last[at_b], strip + kStrip);
     for (int32_t j = max(b.first[at_b], strip); j < last; ++j) {
-      const int32_t weight = b.weights[(j - b.first[at_b]) * kB + at_b];
+      const Weight weight = b.weights[(j - b.first[at_b]) * kB + at_b];
       red += weight * shared.between[0][j - strip][at_a];
       green += weight * shared.between[1][j - strip][at_a];
       blue += weight * shared.between[2][j - strip][at_a];
@@ -136,68 +180,82 @@ __device__ void resize_tile(const BlendCrops& op, const Crop& crop, int64_t s, i
     __syncthreads();
   }
   if (x0 + tx < op.size && y0 + ty < op.size) {
-    const Value* table = static_cast<const Value*>(op.table);
     const int64_t plane = op.size * op.size;
     Value* out = static_cast<Value*>(op.out) + 3 * s * plane + (y0 + ty) * op.size + x0 + tx;
-    out[0] = table[level_of(red, b.bits)];
-    out[plane] = table[256 + level_of(green, b.bits)];
-    out[2 * plane] = table[512 + level_of(blue, b.bits)];
+    Kind::put(op, 0, Kind::pixel(red, b.bits), out);
+    Kind::put(op, 1, Kind::pixel(green, b.bits), out + plane);
+    Kind::put(op, 2, Kind::pixel(blue, b.bits), out + 2 * plane);
   }
 }
 
-// Blocks: x over crops, y over tiles.
-template <class Value>
-__global__ void __launch_bounds__(kThreads) blend_kernel(BlendCrops op) {
+// Blocks: x over crops, y over tiles. Four on a multiprocessor, which grants 64 registers: left
+// to itself ptxas takes 40 for floats on sm_100, and spills.
+template <class Kind, class Value>
+__global__ void __launch_bounds__(kThreads, 4) blend_kernel(typename Kind::Op op) {
   static_assert(kTileX * kTileY == kThreads && kThreads == 256, "a thread per pixel and entry");
-  extern __shared__ int32_t weights[];
-  __shared__ Shared shared;
+  extern __shared__ int32_t dynamic[];
+  auto* weights = reinterpret_cast<typename Kind::Weight*>(dynamic);
+  __shared__ Shared<Kind> shared;
   shared.background[threadIdx.x] = op.background[threadIdx.x];
   const Crop crop = op.crop[blockIdx.x];
-  const bool down = op.tall_first && is_tall(crop.height, crop.width, op.size);
+  const bool down = Kind::down_first(op, crop);
   const int64_t across = (op.size + kTileX - 1) / kTileX;
   const int64_t tiles = across * ((op.size + kTileY - 1) / kTileY);
   for (int64_t tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
     __syncthreads();
     const int64_t x0 = tile % across * kTileX, y0 = tile / across * kTileY;
     if (down) {
-      resize_tile<Value, true>(op, crop, blockIdx.x, x0, y0, shared, weights);
+      // The same function as below where the kind has one order only: it is not compiled twice.
+      resize_tile<Kind, Value, Kind::kTurns>(op, crop, blockIdx.x, x0, y0, shared, weights);
     } else {
-      resize_tile<Value, false>(op, crop, blockIdx.x, x0, y0, shared, weights);
+      resize_tile<Kind, Value, false>(op, crop, blockIdx.x, x0, y0, shared, weights);
     }
   }
 }
 
-template <class Value>
-const char* blend(const BlendCrops& op, cudaStream_t stream) {
+template <class Kind, class Value>
+const char* blend(const typename Kind::Op& op, void* stream) {
+  if (op.crops == 0) return nullptr;
   // The crops' sizes are on the device: room for the largest that the image can hold.
-  const size_t taps_x = most_taps(make_axis(op.width, op.size, op.cubic));
-  const size_t taps_y = most_taps(make_axis(op.height, op.size, op.cubic));
-  const size_t bytes = (kTileX * taps_x + kTileY * taps_y) * sizeof(int32_t);
-  if (bytes + sizeof(Shared) > kMaxShared) return "the image is too large for this size";
-  const cudaError_t error = cudaFuncSetAttribute(
-      blend_kernel<Value>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  const size_t taps_x = most_taps(make_axis(op.width, op.size, Kind::cubic(op)));
+  const size_t taps_y = most_taps(make_axis(op.height, op.size, Kind::cubic(op)));
+  const size_t bytes = (kTileX * taps_x + kTileY * taps_y) * sizeof(typename Kind::Weight);
+  if (bytes + sizeof(Shared<Kind>) > kMaxShared) return "the image is too large for this size";
+  const cudaError_t error =
+      cudaFuncSetAttribute(blend_kernel<Kind, Value>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(bytes));
   if (error != cudaSuccess) return cudaGetErrorString(error);
   const int64_t tiles = ((op.size + kTileX - 1) / kTileX) * ((op.size + kTileY - 1) / kTileY);
   const dim3 grid(static_cast<unsigned>(op.crops),
                   static_cast<unsigned>(std::min(tiles, kMaxGridY)));
-  blend_kernel<Value><<<grid, kThreads, bytes, stream>>>(op);
+  blend_kernel<Kind, Value><<<grid, kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(op);
   return launch_error();
 }
 
 }  // namespace
 
 const char* blend_crops(const BlendCrops& op, void* stream) {
-  if (op.crops == 0) return nullptr;
-  const auto on = static_cast<cudaStream_t>(stream);
   switch (op.value_bytes) {
     case 1:
-      return blend<uint8_t>(op, on);
+      return blend<Levels, uint8_t>(op, stream);
     case 2:
-      return blend<uint16_t>(op, on);
+      return blend<Levels, uint16_t>(op, stream);
     case 4:
-      return blend<uint32_t>(op, on);
+      return blend<Levels, uint32_t>(op, stream);
   }
   return "table elements must have 1, 2 or 4 bytes";
+}
+
+const char* blend_crops_float(const BlendCropsFloat& op, void* stream) {
+  switch (op.value) {
+    case Real::kFloat32:
+      return blend<Floats, float>(op, stream);
+    case Real::kBFloat16:
+      return blend<Floats, __nv_bfloat16>(op, stream);
+    case Real::kFloat16:
+      return blend<Floats, __half>(op, stream);
+  }
+  return "out must be float32, bfloat16 or float16";
 }
 
 }  // namespace fastembed::cuda

@@ -68,9 +68,9 @@ FASTEMBED_INLINE void store_levels(Ints lo, Ints hi, int bits, uint8_t* to) {
 }
 
 // A row of the crop, planar: three planes `stride` apart.
-FASTEMBED_INLINE void blend_row(const Source& source, int64_t y, uint8_t* __restrict inside,
-                                uint8_t* __restrict row) {
-  const int64_t width = source.width, stride = source.stride;
+FASTEMBED_INLINE void blend_row(const Source& source, const Fade& fade, int64_t y, int64_t stride,
+                                uint8_t* __restrict inside, uint8_t* __restrict row) {
+  const int64_t width = source.width;
   const uint8_t* __restrict pixels = source.pixels + y * source.pitch * 3;
   const int32_t* __restrict ids = source.ids + y * source.pitch;
   const int32_t id = source.id;
@@ -80,7 +80,6 @@ FASTEMBED_INLINE void blend_row(const Source& source, int64_t y, uint8_t* __rest
     row[stride + x] = pixels[3 * x + 1];
     row[2 * stride + x] = pixels[3 * x + 2];
   }
-  const Fade& fade = *source.fade;
   const uint8_t* __restrict table = fade.table;
   const uint16_t factor = fade.factor, offset = fade.offset;
   for (int c = 0; c < 3; ++c, row += stride) {
@@ -255,7 +254,8 @@ FASTEMBED_INLINE void pair_rows(const uint8_t* a, const uint8_t* b, int64_t colu
 }
 
 template <class Value>
-FASTEMBED_INLINE void look_up(const uint8_t* row, int64_t stride, const Target& target, int64_t y) {
+FASTEMBED_INLINE void look_up_as(const uint8_t* row, int64_t stride, const Target& target,
+                                 int64_t y) {
   const Value* table = static_cast<const Value*>(target.table);
   Value* out = static_cast<Value*>(target.out) + y * target.size;
   const int64_t size = target.size;
@@ -264,17 +264,31 @@ FASTEMBED_INLINE void look_up(const uint8_t* row, int64_t stride, const Target& 
   }
 }
 
-template <bool kWide, class Value>
-FASTEMBED_INLINE void across_then_down(const Source& source, const Taps& columns, const Taps& rows,
-                                       const Scratch& scratch, const Target& target) {
+FASTEMBED_INLINE void look_up(const uint8_t* row, int64_t stride, const Target& target, int64_t y) {
+  switch (target.value_bytes) {
+    case 1:
+      return look_up_as<uint8_t>(row, stride, target, y);
+    case 2:
+      return look_up_as<uint16_t>(row, stride, target, y);
+    case 4:
+      return look_up_as<uint32_t>(row, stride, target, y);
+  }
+}
+
+template <bool kWide>
+FASTEMBED_INLINE void across_then_down(const Source& source, const Fade& fade, const Taps& columns,
+                                       const Taps& rows, const Scratch& scratch,
+                                       const Target& target) {
   const int64_t width = 3 * scratch.out_stride;
   int64_t done = 0;  // output rows
   for (int64_t y = 0; y < source.height; y += 16) {
     const int64_t end = std::min(y + 16, source.height);
     for (int64_t r = y; r < end; ++r) {
-      blend_row(source, r, scratch.inside, scratch.block + (r - y) * 3 * source.stride);
+      blend_row(source, fade, r, scratch.stride, scratch.inside,
+                scratch.block + (r - y) * 3 * scratch.stride);
     }
-    across<kWide>(columns, scratch, scratch.block, source.stride, scratch.rows, scratch.out_stride);
+    across<kWide>(columns, scratch, scratch.block, scratch.stride, scratch.rows,
+                  scratch.out_stride);
     for (int64_t r = y; r < y + 16; r += 2) {
       const uint8_t* from = scratch.rows + (r - y) * width;
       pair_rows(from, from + width, width,
@@ -282,59 +296,48 @@ FASTEMBED_INLINE void across_then_down(const Source& source, const Taps& columns
     }
     for (; done < target.size && rows.last[done] <= end; ++done) {
       down<kWide>(rows, done, scratch.ring, width, scratch.levels);
-      look_up<Value>(scratch.levels, scratch.out_stride, target, done);
+      look_up(scratch.levels, scratch.out_stride, target, done);
     }
   }
 }
 
-template <bool kWide, class Value>
-FASTEMBED_INLINE void down_then_across(const Source& source, const Taps& columns, const Taps& rows,
-                                       const Scratch& scratch, const Target& target) {
-  const int64_t width = 3 * source.stride;
+template <bool kWide>
+FASTEMBED_INLINE void down_then_across(const Source& source, const Fade& fade, const Taps& columns,
+                                       const Taps& rows, const Scratch& scratch,
+                                       const Target& target) {
+  const int64_t width = 3 * scratch.stride;
   int64_t loaded = 0;  // source rows
   for (int64_t y = 0; y < target.size; y += 16) {
     const int64_t end = std::min(y + 16, target.size);
     for (int64_t i = y; i < end; ++i) {
       for (; loaded < rows.last[i]; loaded += 2) {
-        blend_row(source, loaded, scratch.inside, scratch.rows);
+        blend_row(source, fade, loaded, scratch.stride, scratch.inside, scratch.rows);
         if (loaded + 1 < source.height) {
-          blend_row(source, loaded + 1, scratch.inside, scratch.rows + width);
+          blend_row(source, fade, loaded + 1, scratch.stride, scratch.inside, scratch.rows + width);
         }
         pair_rows(scratch.rows, scratch.rows + width, width,
                   scratch.ring.bytes + loaded / 2 % scratch.ring.pairs * 2 * width);
       }
       down<kWide>(rows, i, scratch.ring, width, scratch.block + (i - y) * width);
     }
-    across<kWide>(columns, scratch, scratch.block, source.stride, scratch.rows, scratch.out_stride);
+    across<kWide>(columns, scratch, scratch.block, scratch.stride, scratch.rows,
+                  scratch.out_stride);
     for (int64_t i = y; i < end; ++i) {
-      look_up<Value>(scratch.rows + (i - y) * 3 * scratch.out_stride, scratch.out_stride, target,
-                     i);
+      look_up(scratch.rows + (i - y) * 3 * scratch.out_stride, scratch.out_stride, target, i);
     }
   }
 }
 
-template <bool kWide, class Value>
-FASTEMBED_INLINE void resize_as(bool down_first, const Source& source, const Taps& columns,
-                                const Taps& rows, const Scratch& scratch, const Target& target) {
-  if (down_first) return down_then_across<kWide, Value>(source, columns, rows, scratch, target);
-  across_then_down<kWide, Value>(source, columns, rows, scratch, target);
-}
-
 template <bool kWide>
-FASTEMBED_INLINE void resize_to(bool down_first, const Source& source, const Taps& columns,
-                                const Taps& rows, const Scratch& scratch, const Target& target) {
-  switch (target.value_bytes) {
-    case 1:
-      return resize_as<kWide, uint8_t>(down_first, source, columns, rows, scratch, target);
-    case 2:
-      return resize_as<kWide, uint16_t>(down_first, source, columns, rows, scratch, target);
-    case 4:
-      return resize_as<kWide, uint32_t>(down_first, source, columns, rows, scratch, target);
-  }
+FASTEMBED_INLINE void resize_as(bool down_first, const Source& source, const Fade& fade,
+                                const Taps& columns, const Taps& rows, const Scratch& scratch,
+                                const Target& target) {
+  if (down_first) return down_then_across<kWide>(source, fade, columns, rows, scratch, target);
+  across_then_down<kWide>(source, fade, columns, rows, scratch, target);
 }
 
-void resize(bool narrow, bool down_first, const Source& source, const Taps& columns,
-            const Taps& rows, const Scratch& scratch, const Target& target) {
-  if (narrow) return resize_to<false>(down_first, source, columns, rows, scratch, target);
-  resize_to<true>(down_first, source, columns, rows, scratch, target);
+void resize(bool narrow, bool down_first, const Source& source, const Fade& fade,
+            const Taps& columns, const Taps& rows, const Scratch& scratch, const Target& target) {
+  if (narrow) return resize_as<false>(down_first, source, fade, columns, rows, scratch, target);
+  resize_as<true>(down_first, source, fade, columns, rows, scratch, target);
 }
