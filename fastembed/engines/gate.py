@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import platform
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .cache import cache_folder
 from .contract import InputContract
 from .engine import Engine
 
@@ -18,31 +19,20 @@ COSINE = 0.999
 _IMAGES = 4
 
 
-def cache_folder() -> Path:
-    """Where verdicts and built engines are kept: FASTEMBED_CACHE, or ~/.cache/fastembed."""
-    return Path(os.environ.get("FASTEMBED_CACHE") or Path.home() / ".cache" / "fastembed")
-
-
 class Gate:
     """The cosine between an engine and its own model in float32, on a few synthetic images.
 
-    Made before the engine's module is cast, asked after. The verdict is measured once per
-    settings, versions and device, and kept in `cache_folder()`.
+    The verdict is measured once per settings, versions and device, and kept in `cache_folder()`.
     """
 
-    def __init__(self, engine: Engine, features: nn.Module) -> None:
+    def __init__(self, engine: Engine, expected: Callable[[], Sequence[Tensor]]) -> None:
+        """`expected` gives the model's `references`; it is asked here, unless a verdict is kept."""
         described = json.dumps([engine.settings(), torch.__version__, _name(engine.device)])
         digest = hashlib.sha256(described.encode()).hexdigest()
         self._engine = engine
         self._file = cache_folder() / "gates" / f"{digest}.json"
         self._cosine = self._kept()
-        if self._cosine is None:
-            images = synthetic_images(engine.contract)
-            features.to(engine.device)
-            with torch.inference_mode():
-                # One by one: a large model's float32 activations need not fit four times.
-                single = [features(image[None].to(engine.device)) for image in images]
-            self._expected = [torch.cat(parts).cpu() for parts in zip(*single, strict=True)]
+        self._expected = expected() if self._cosine is None else ()
 
     def check(self) -> float:
         """The lowest cosine over images and outputs.
@@ -79,6 +69,17 @@ class Gate:
             temporary.replace(self._file)
         except OSError:
             pass  # a cache that cannot be written costs the measurement next time, nothing else
+
+
+@torch.inference_mode()
+def references(
+    features: nn.Module, contract: InputContract, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """What a model, still in float32, gives for `synthetic_images`: one tensor per output."""
+    features.to(device)
+    # One by one: a large model's float32 activations need not fit four times.
+    single = [features(image[None].to(device)) for image in synthetic_images(contract)]
+    return [torch.cat(parts).cpu() for parts in zip(*single, strict=True)]
 
 
 def synthetic_images(contract: InputContract, count: int = _IMAGES) -> Tensor:

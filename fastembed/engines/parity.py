@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import load_engine
 from .gate import COSINE, lowest_cosine
+from .load import load_engine
 from .preprocess import model_input
 from .upstream import Upstream, upstream
 

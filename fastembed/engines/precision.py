@@ -15,6 +15,11 @@ def resolve_precision(precision: str, device: torch.device, runtime: str = "torc
 
     Raises ValueError for a format that the device or the runtime does not compute.
     """
+    if runtime == "tensorrt":
+        if device.type != "cuda":
+            raise ValueError(f"runtime='tensorrt' needs a CUDA device, got {str(device)!r}")
+        if precision == "auto":
+            return "bf16" if _native_bf16(device) else "fp16"
     if precision == "auto":
         if runtime == "onnx":  # its CPU kernels know no bfloat16
             return "fp16" if device.type == "cuda" else "fp32"

@@ -1,0 +1,154 @@
+"""``fastembed export``: a model as a folder that ONNX Runtime or TensorRT runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import Formatter, UsageError, positive
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a model as a folder that ONNX Runtime or TensorRT runs",
+        formatter_class=Formatter,
+        description=(
+            "Writes a model as an ONNX graph, with its input contract and all versions in\n"
+            "fastembed.json beside it, and loads it once. With --runtime tensorrt it also builds\n"
+            "the engine of this GPU; on another GPU or version it is built again at the first\n"
+            "load. The folder is a model in itself: load_engine(DIR) needs neither the weights\n"
+            "nor timm or transformers."
+        ),
+        epilog=(
+            "examples:\n"
+            "  fastembed export dinov3:vitl16 --weights dinov3_vitl16_pretrain_lvd1689m.pth \\\n"
+            "      --runtime onnx --out vitl16_onnx\n"
+            "  fastembed export transformers:google/siglip-base-patch16-224 \\\n"
+            "      --output pooled,map --runtime tensorrt --precision fp16 --out siglip_trt"
+        ),
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "spec",
+        metavar="KIND:NAME",
+        help="dinov3:vitl16, dinov2:vitb14_reg, transformers:ID or folder, timm:NAME",
+    )
+    parser.add_argument(
+        "--runtime", required=True, choices=("onnx", "tensorrt"), help="what is to run the model"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for the model; a new one, or one with the same model in it",
+    )
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights",
+        metavar="PATH|random",
+        help="weights file, folder or DCP checkpoint; the hub's by default where the kind has "
+        "one; 'random' for plumbing and speed only",
+    )
+    group.add_argument(
+        "--output",
+        type=_outputs,
+        default=["cls"],
+        metavar="LIST",
+        help="cls, pooled, tokens, map, processed, or cls@K, tokens@K, map@K after block K; "
+        "several by commas, in one pass; default cls",
+    )
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="PIXELS|HxW",
+        help="side of the input, or height x width, such as 448 or 224x448; by default the "
+        "model's own",
+    )
+    group.add_argument(
+        "--channels", type=positive, default=3, metavar="N", help="source channels; default 3"
+    )
+    group.add_argument(
+        "--channel-mode",
+        choices=("inflate", "replicate"),
+        default="inflate",
+        help="inflate: extra channels get the mean RGB kernel (default); "
+        "replicate: each channel is an RGB image of its own",
+    )
+    group.add_argument(
+        "--channel-pool",
+        choices=("mean", "concat"),
+        default="mean",
+        help="with replicate: how the channels' vectors meet; default mean",
+    )
+    group.add_argument(
+        "--normalize",
+        choices=("model", "none"),
+        default="model",
+        help="model: its own mean and std (default); none: 0..1 input",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of --weights random; default 0"
+    )
+    group = parser.add_argument_group("numbers")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="auto: onnx fp16 on a GPU, fp32 on a CPU; tensorrt bf16 where the GPU has it, else "
+        "fp16; default auto",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images per model call, unless load_engine is told another; default 16 on a CPU, "
+        "128 on a GPU",
+    )
+    group.add_argument("--device", metavar="DEVICE", help="cuda if there is one, else cpu")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..engines import load_engine
+
+    if Path(arguments.spec).is_dir():
+        raise UsageError(f"{arguments.spec} is a folder; export takes a model as KIND:NAME")
+    engine = load_engine(
+        arguments.spec,
+        runtime=arguments.runtime,
+        weights=arguments.weights,
+        precision=arguments.precision,
+        output=arguments.output,
+        size=arguments.size,
+        channels=arguments.channels,
+        channel_mode=arguments.channel_mode,
+        channel_pool=arguments.channel_pool,
+        normalize=arguments.normalize,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        seed=arguments.seed,
+        folder=arguments.out,
+    )
+    print(engine)
+    for name, shape in engine.outputs.items():
+        print(f"  {name}: {' x '.join(map(str, shape))} float32 per image")
+    print(f"{arguments.out}:")
+    for file in sorted(arguments.out.iterdir()):
+        print(f"  {file.stat().st_size / 1e6:10.2f} MB  {file.name}")
+    return 0
+
+
+def _outputs(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """'448' or '224x448' (height x width)."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if not 1 <= len(sides) <= 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"must look like 448 or 224x448; got {text}")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
