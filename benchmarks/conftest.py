@@ -32,12 +32,13 @@ def row(benchmark):
 
     def describe(
         group, contender, *, dtype="", shape="", nbytes=0, images=0, flops=0, exactness="",
-        baseline=False,
+        baseline=False, device="cpu",
     ):  # fmt: skip
         benchmark.group = group
         benchmark.extra_info.update(
             contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images, flops=flops,
             exactness=exactness, baseline=baseline, threads=torch.get_num_threads(),
+            device=device,
         )  # fmt: skip
         return benchmark
 
@@ -96,8 +97,26 @@ def matmul_rate(dtype: str) -> float:
     return 2 * side**3 / sorted(times)[len(times) // 2]
 
 
+def device_copy_bandwidth() -> float:
+    """GB/s, bytes read plus written, of a copy within the GPU's memory that leaves its cache."""
+    source = torch.ones(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(15):
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return 2 * source.nbytes / sorted(times)[len(times) // 2] / 1e9
+
+
 def _rows(benchmarks) -> list[dict]:
-    copy = copy_bandwidth()
+    copies = {"cpu": copy_bandwidth()}
+    names = {"cpu": "np.copyto, one thread", "cuda": "torch copy_ on the GPU"}
+    if torch.cuda.is_available():
+        copies["cuda"] = device_copy_bandwidth()
     computed = {b.extra_info["dtype"] for b in benchmarks if b.extra_info.get("flops")}
     matmul = {dtype: matmul_rate(dtype) for dtype in computed}
     baselines = {
@@ -108,11 +127,12 @@ def _rows(benchmarks) -> list[dict]:
     }
     rows = [
         {
-            "group": "copy probe", "contender": "np.copyto, one thread",
+            "group": "copy probe", "contender": names[device],
             "p50_ms": round(2 * 64 * 2**20 / copy / 1e6, 4),
             "bytes": 2 * 64 * 2**20, "gb_per_s": round(copy, 1), "percent_of_copy": 100,
             **_machine(),
         }
+        for device, copy in copies.items()
     ]  # fmt: skip
     for b in benchmarks:
         info = b.extra_info
@@ -129,7 +149,7 @@ def _rows(benchmarks) -> list[dict]:
                 "p80_ms": round(p80 * 1e3, 4),
                 "bytes": info["bytes"] or "",
                 "gb_per_s": round(speed, 2) if speed else "",
-                "percent_of_copy": round(100 * speed / copy, 1) if speed else "",
+                "percent_of_copy": round(100 * speed / copies[info["device"]], 1) if speed else "",
                 "images_per_s": round(info["images"] / p50, 1) if info["images"] else "",
                 "gflop_per_s": round(flops / 1e9, 1) if flops else "",
                 "percent_of_matmul": round(100 * flops / matmul[info["dtype"]], 1) if flops else "",

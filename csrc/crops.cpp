@@ -52,7 +52,7 @@ FASTEMBED_INLINE void gather(const GatherCrops& op) {
     const auto look_up = lookup_for<Pixel>(static_cast<const Value*>(op.table) + 256 * p, ramp);
     const Pixel* plane = static_cast<const Pixel*>(op.image) + channel * op.height * op.width;
     for (int64_t n = 0; n < op.crops; ++n) {
-      const Pixel* row = plane + op.origins[2 * n] * op.width + op.origins[2 * n + 1];
+      const Pixel* row = plane + op.origins[n].y * op.width + op.origins[n].x;
       Value* out = static_cast<Value*>(op.out) + (n * op.count + p) * area;
       for (int64_t y = 0; y < op.size; ++y, row += op.width, out += op.size) {
         if (y + kAhead < op.size) {

@@ -12,46 +12,52 @@ namespace {
 
 constexpr int kRowsPerBlock = 4 * kWarps;
 
-// Blocks: x over (crop, plane), y over rows. A warp takes a row, so its reads and its writes
+// Blocks: x over (crop, plane), y over rows. What all images have in common is a parameter:
+// read from memory it would take registers. A warp takes a row, so its reads and its writes
 // are runs of neighbours, and no pixel index needs a division.
 template <class Pixel, class Value>
-__global__ void __launch_bounds__(kThreads) gather_kernel(GatherCrops op) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(GatherCrops op, const GatherCrops* __restrict__ batch) {
   __shared__ Value table[256];
   const int64_t n = blockIdx.x / op.count, p = blockIdx.x % op.count;
+  const Origin origin = op.origins[n];
+  const GatherCrops& own = batch[origin.image];
   table[threadIdx.x] = static_cast<const Value*>(op.table)[256 * p + threadIdx.x];
   __syncthreads();
   const int64_t channel = op.planes[p];
-  const int64_t top = op.origins[2 * n], left = op.origins[2 * n + 1];
-  const Ramp ramp = op.ramp[channel];
-  const int64_t step = static_cast<int64_t>(gridDim.y) * kWarps;
-  for (int64_t y = blockIdx.y * kWarps + threadIdx.x / kWarp; y < op.size; y += step) {
-    const Pixel* row =
-        static_cast<const Pixel*>(op.image) + (channel * op.height + top + y) * op.width + left;
+  const Ramp ramp = own.ramp[channel];
+  const int64_t width = own.width;
+  const Pixel* corner =
+      static_cast<const Pixel*>(own.image) + (channel * own.height + origin.y) * width + origin.x;
+  // A crop's side fits into an int, its distance from the image's first pixel may not.
+  const int size = static_cast<int>(op.size), lane = threadIdx.x % kWarp;
+  const int step = static_cast<int>(gridDim.y) * kWarps;
+  for (int y = blockIdx.y * kWarps + threadIdx.x / kWarp; y < size; y += step) {
+    const Pixel* row = corner + y * width;
     Value* out = static_cast<Value*>(op.out) + (blockIdx.x * op.size + y) * op.size;
-    for (int64_t x = threadIdx.x % kWarp; x < op.size; x += kWarp) {
-      out[x] = table[level(row[x], ramp)];
-    }
+    for (int x = lane; x < size; x += kWarp) out[x] = table[level(row[x], ramp)];
   }
 }
 
 template <class Pixel, class Value>
-const char* gather(const GatherCrops& op, cudaStream_t stream) {
+const char* gather(const Batch<GatherCrops>& batch, cudaStream_t stream) {
   static_assert(kThreads == 256, "a thread loads one table entry");
+  const GatherCrops& op = *batch.host;
   const int64_t rows = std::min((op.size + kRowsPerBlock - 1) / kRowsPerBlock, kMaxGridY);
   const dim3 grid(static_cast<unsigned>(op.crops * op.count), static_cast<unsigned>(rows));
-  gather_kernel<Pixel, Value><<<grid, kThreads, 0, stream>>>(op);
+  gather_kernel<Pixel, Value><<<grid, kThreads, 0, stream>>>(op, batch.device);
   return launch_error();
 }
 
 template <class Pixel>
-const char* gather_of(const GatherCrops& op, cudaStream_t stream) {
-  switch (op.value_bytes) {
+const char* gather_of(const Batch<GatherCrops>& batch, cudaStream_t stream) {
+  switch (batch.host->value_bytes) {
     case 1:
-      return gather<Pixel, uint8_t>(op, stream);
+      return gather<Pixel, uint8_t>(batch, stream);
     case 2:
-      return gather<Pixel, uint16_t>(op, stream);
+      return gather<Pixel, uint16_t>(batch, stream);
     case 4:
-      return gather<Pixel, uint32_t>(op, stream);
+      return gather<Pixel, uint32_t>(batch, stream);
   }
   return "table elements must have 1, 2 or 4 bytes";
 }
@@ -136,16 +142,16 @@ const char* pool_of(const PoolCrops& op, cudaStream_t stream) {
 
 }  // namespace
 
-const char* gather_crops(const GatherCrops& op, void* stream) {
-  if (op.crops == 0 || op.count == 0) return nullptr;
+const char* gather_crops(const Batch<GatherCrops>& batch, void* stream) {
+  if (batch.host->crops == 0 || batch.host->count == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
-  switch (op.pixel) {
+  switch (batch.host->pixel) {
     case Pixel::kUInt8:
-      return gather_of<uint8_t>(op, on);
+      return gather_of<uint8_t>(batch, on);
     case Pixel::kUInt16:
-      return gather_of<uint16_t>(op, on);
+      return gather_of<uint16_t>(batch, on);
     case Pixel::kFloat32:
-      return gather_of<float>(op, on);
+      return gather_of<float>(batch, on);
   }
   return "unknown pixel type";
 }

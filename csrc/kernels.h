@@ -1,6 +1,9 @@
-// What every op needs to run: plain pointers and sizes, no torch. bindings.cpp checks the
-// tensors and fills these structs; the .cpp and .cu files hold the loops. The contracts are
-// the docstrings in fastembed/ops/.
+// What every op needs to run: plain pointers and sizes, no torch. The bind_*.cpp files check
+// the tensors and fill these structs; the other .cpp and the .cu files hold the loops. The
+// contracts are the docstrings in fastembed/ops/.
+//
+// A struct is about one image. A batch is an array of them, alike in types and counts, each
+// image of its own size.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +28,7 @@ struct PercentileBounds {
   Pixel pixel;
   const void* image;  // [channels, pixels] of pixel
   float* out;         // [channels, 2]; NaN for a channel with a pixel that is not finite
-  void* scratch;      // CUDA: cuda::percentile_scratch() bytes
+  void* scratch;      // CUDA: cuda::percentile_scratch() bytes, one after the other's
   int64_t channels, pixels;
   Rank low, high;
 };
@@ -38,15 +41,21 @@ struct Quantize {
   int64_t channels, pixels;
 };
 
+// Where a crop is cut out, of which image of the batch; a row of the origins tensor.
+struct Origin {
+  int32_t image, y, x;
+};
+
+// In a batch on CUDA every op has all the crops of all the images.
 struct GatherCrops {
   Pixel pixel;
-  const void* image;       // [channels, height, width] of pixel
-  const int32_t* origins;  // [crops, 2], (y, x)
-  const int32_t* planes;   // [count], source channel of each output plane
-  const Ramp* ramp;        // [channels]
-  const void* table;       // [count, 256], elements of value_bytes
-  void* out;               // [crops, count, size, size], elements of value_bytes
-  int64_t value_bytes;     // 1, 2 or 4: a lookup copies bits, whatever they mean
+  const void* image;      // [channels, height, width] of pixel
+  const Origin* origins;  // [crops]
+  const int32_t* planes;  // [count], source channel of each output plane
+  const Ramp* ramp;       // [channels]
+  const void* table;      // [count, 256], elements of value_bytes
+  void* out;              // [crops, count, size, size], elements of value_bytes
+  int64_t value_bytes;    // 1, 2 or 4: a lookup copies bits, whatever they mean
   int64_t channels, height, width, crops, count, size;
 };
 
@@ -88,11 +97,12 @@ struct ScanlineSegments {
   int64_t void_id;
 };
 
-// A padded box and the segment in it; a row of the crops tensor.
+// A padded box and the segment in it, of which image of the batch; a row of the crops tensor.
 struct Crop {
-  int32_t id, top, left, height, width;
+  int32_t image, id, top, left, height, width;
 };
 
+// In a batch on CUDA every op has all the crops of all the images.
 struct BlendCrops {
   const uint8_t* image;       // [height, width, 3]
   const int32_t* ids;         // [height, width]
@@ -116,7 +126,7 @@ struct BlendCropsFloat {
   int64_t height, width, crops, size;
 };
 
-// Single-threaded: the pipeline's pool is the parallelism.
+// Single-threaded, an image per call: the pipeline's pool is the parallelism.
 namespace cpu {
 void percentile_bounds(const PercentileBounds& op);
 void quantize(const Quantize& op);
@@ -129,17 +139,29 @@ void blend_crops(const BlendCrops& op);
 void blend_crops_float(const BlendCropsFloat& op);
 }  // namespace cpu
 
-// On the current device and the given cudaStream_t, without waiting. Null, or what failed.
+// On the current device and the given cudaStream_t, without waiting, the whole batch in one
+// launch. Null, or what failed.
 namespace cuda {
+
+constexpr int64_t kMaxImages = 65535;  // of a batch: one of the grid's axes
+
+// The launcher reads the ops at `host`, what it launches those at `device`.
+template <class Op>
+struct Batch {
+  const Op* host;
+  const Op* device;
+  int64_t count;  // >= 1
+};
+
 int64_t percentile_scratch(const PercentileBounds& op);
-const char* percentile_bounds(const PercentileBounds& op, void* stream);
-const char* quantize(const Quantize& op, void* stream);
-const char* gather_crops(const GatherCrops& op, void* stream);
+const char* percentile_bounds(const Batch<PercentileBounds>& batch, void* stream);
+const char* quantize(const Batch<Quantize>& batch, void* stream);
+const char* gather_crops(const Batch<GatherCrops>& batch, void* stream);
 const char* pool_crops(const PoolCrops& op, void* stream);
-const char* decode_panoptic(const DecodePanoptic& op, void* stream);
-const char* panoptic_segments(const PanopticSegments& op, void* stream);
-const char* blend_crops(const BlendCrops& op, void* stream);
-const char* blend_crops_float(const BlendCropsFloat& op, void* stream);
+const char* decode_panoptic(const Batch<DecodePanoptic>& batch, void* stream);
+const char* panoptic_segments(const Batch<PanopticSegments>& batch, void* stream);
+const char* blend_crops(const Batch<BlendCrops>& batch, void* stream);
+const char* blend_crops_float(const Batch<BlendCropsFloat>& batch, void* stream);
 }  // namespace cuda
 
 }  // namespace fastembed

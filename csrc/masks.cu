@@ -189,15 +189,20 @@ __device__ void resize_tile(const typename Kind::Op& op, const Crop& crop, int64
 }
 
 // Blocks: x over crops, y over tiles. Four on a multiprocessor, which grants 64 registers: left
-// to itself ptxas takes 40 for floats on sm_100, and spills.
+// to itself ptxas takes 40 for floats on sm_100, and spills. What all images have in common is a
+// parameter: read from memory it would take 35 registers more per thread (sm_90, nvcc 13.0).
 template <class Kind, class Value>
-__global__ void __launch_bounds__(kThreads, 4) blend_kernel(typename Kind::Op op) {
+__global__ void __launch_bounds__(kThreads, 4)
+    blend_kernel(typename Kind::Op op, const typename Kind::Op* __restrict__ batch) {
   static_assert(kTileX * kTileY == kThreads && kThreads == 256, "a thread per pixel and entry");
   extern __shared__ int32_t dynamic[];
   auto* weights = reinterpret_cast<typename Kind::Weight*>(dynamic);
   __shared__ Shared<Kind> shared;
-  shared.background[threadIdx.x] = op.background[threadIdx.x];
   const Crop crop = op.crop[blockIdx.x];
+  op.image = batch[crop.image].image;
+  op.ids = batch[crop.image].ids;
+  op.width = batch[crop.image].width;
+  shared.background[threadIdx.x] = op.background[threadIdx.x];
   const bool down = Kind::down_first(op, crop);
   const int64_t across = (op.size + kTileX - 1) / kTileX;
   const int64_t tiles = across * ((op.size + kTileY - 1) / kTileY);
@@ -214,13 +219,17 @@ __global__ void __launch_bounds__(kThreads, 4) blend_kernel(typename Kind::Op op
 }
 
 template <class Kind, class Value>
-const char* blend(const typename Kind::Op& op, void* stream) {
+const char* blend(const Batch<typename Kind::Op>& batch, void* stream) {
+  using Op = typename Kind::Op;
+  const Op& op = *batch.host;
   if (op.crops == 0) return nullptr;
-  // The crops' sizes are on the device: room for the largest that the image can hold.
-  const size_t taps_x = most_taps(make_axis(op.width, op.size, Kind::cubic(op)));
-  const size_t taps_y = most_taps(make_axis(op.height, op.size, Kind::cubic(op)));
+  // The crops' sizes are on the device: room for the largest that the images can hold.
+  const int64_t width = largest(batch, [](const Op& one) { return one.width; });
+  const int64_t height = largest(batch, [](const Op& one) { return one.height; });
+  const size_t taps_x = most_taps(make_axis(width, op.size, Kind::cubic(op)));
+  const size_t taps_y = most_taps(make_axis(height, op.size, Kind::cubic(op)));
   const size_t bytes = (kTileX * taps_x + kTileY * taps_y) * sizeof(typename Kind::Weight);
-  if (bytes + sizeof(Shared<Kind>) > kMaxShared) return "the image is too large for this size";
+  if (bytes + sizeof(Shared<Kind>) > kMaxShared) return "an image is too large for this size";
   const cudaError_t error =
       cudaFuncSetAttribute(blend_kernel<Kind, Value>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(bytes));
@@ -228,32 +237,33 @@ const char* blend(const typename Kind::Op& op, void* stream) {
   const int64_t tiles = ((op.size + kTileX - 1) / kTileX) * ((op.size + kTileY - 1) / kTileY);
   const dim3 grid(static_cast<unsigned>(op.crops),
                   static_cast<unsigned>(std::min(tiles, kMaxGridY)));
-  blend_kernel<Kind, Value><<<grid, kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(op);
+  const auto on = static_cast<cudaStream_t>(stream);
+  blend_kernel<Kind, Value><<<grid, kThreads, bytes, on>>>(op, batch.device);
   return launch_error();
 }
 
 }  // namespace
 
-const char* blend_crops(const BlendCrops& op, void* stream) {
-  switch (op.value_bytes) {
+const char* blend_crops(const Batch<BlendCrops>& batch, void* stream) {
+  switch (batch.host->value_bytes) {
     case 1:
-      return blend<Levels, uint8_t>(op, stream);
+      return blend<Levels, uint8_t>(batch, stream);
     case 2:
-      return blend<Levels, uint16_t>(op, stream);
+      return blend<Levels, uint16_t>(batch, stream);
     case 4:
-      return blend<Levels, uint32_t>(op, stream);
+      return blend<Levels, uint32_t>(batch, stream);
   }
   return "table elements must have 1, 2 or 4 bytes";
 }
 
-const char* blend_crops_float(const BlendCropsFloat& op, void* stream) {
-  switch (op.value) {
+const char* blend_crops_float(const Batch<BlendCropsFloat>& batch, void* stream) {
+  switch (batch.host->value) {
     case Real::kFloat32:
-      return blend<Floats, float>(op, stream);
+      return blend<Floats, float>(batch, stream);
     case Real::kBFloat16:
-      return blend<Floats, __nv_bfloat16>(op, stream);
+      return blend<Floats, __nv_bfloat16>(batch, stream);
     case Real::kFloat16:
-      return blend<Floats, __half>(op, stream);
+      return blend<Floats, __half>(batch, stream);
   }
   return "out must be float32, bfloat16 or float16";
 }

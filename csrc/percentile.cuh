@@ -47,7 +47,7 @@ constexpr int kLevels = (Key<Pixel>::kBits + kDigit - 1) / kDigit;
 // The order statistics in search: low rank, the rank above it, high rank, the one above it.
 constexpr int kTargets = 4;
 
-// What the launches hand on, per channel; zero before the first.
+// What the launches hand on, per channel of an image; zero before the first.
 struct Progress {
   unsigned long long count[kTargets][kBins];
   unsigned long long rank[kTargets];  // among the pixels that have the prefix
@@ -59,6 +59,10 @@ struct Progress {
 constexpr int kBatch = 8;  // loads in flight per thread
 constexpr int kTile = kBatch * kThreads;
 constexpr int64_t kTilesPerBlock = 8;  // pay for clearing and flushing the counts
+
+FASTEMBED_HOST_DEVICE inline int64_t tiles_of(int64_t pixels) {
+  return (pixels + kTile - 1) / kTile;
+}
 
 __device__ inline int64_t rank_of(const PercentileBounds& op, int target) {
   const int64_t rank = (target < 2 ? op.low : op.high).rank + target % 2;
@@ -92,10 +96,11 @@ __device__ void settle(const unsigned long long* count, unsigned long long rank,
   __syncthreads();
 }
 
-// Blocks: x over channels, y over pixels. Counts the digits of the pixels that agree with a
-// target in the bits settled so far; the channel's last block settles the next ones.
+// Blocks: x over the channels of all images, y over pixels. Counts the digits of the pixels that
+// agree with a target in the bits settled so far; the channel's last block settles the next ones.
 template <class Pixel, int kLevel>
-__global__ void __launch_bounds__(kThreads) percentile_kernel(PercentileBounds op) {
+__global__ void __launch_bounds__(kThreads)
+    percentile_kernel(const PercentileBounds* __restrict__ batch) {
   constexpr int kSettled = kLevel * kDigit;
   constexpr int kLeft = Key<Pixel>::kBits - kSettled;
   constexpr int kShift = kLeft > kDigit ? kLeft - kDigit : 0;
@@ -104,8 +109,15 @@ __global__ void __launch_bounds__(kThreads) percentile_kernel(PercentileBounds o
   __shared__ unsigned int count[kTargets][kCount + 1];
   __shared__ bool last;
 
-  Progress& progress = static_cast<Progress*>(op.scratch)[blockIdx.x];
-  const Pixel* image = static_cast<const Pixel*>(op.image) + blockIdx.x * op.pixels;
+  const auto channels = static_cast<unsigned>(batch->channels);
+  const unsigned channel = blockIdx.x % channels;
+  const PercentileBounds& op = batch[blockIdx.x / channels];
+  // In a batch an image can have fewer tiles than there are blocks: those have nothing to do.
+  const int64_t tiles = tiles_of(op.pixels);
+  const unsigned blocks = tiles < gridDim.y ? static_cast<unsigned>(tiles) : gridDim.y;
+  if (blockIdx.y >= blocks) return;
+  Progress& progress = static_cast<Progress*>(op.scratch)[channel];
+  const Pixel* image = static_cast<const Pixel*>(op.image) + channel * op.pixels;
   uint32_t prefix[kTargets];
   int table[kTargets];  // targets of the same prefix share the first one's counts
   for (int t = 0; t < kTargets; ++t) {
@@ -116,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) percentile_kernel(PercentileBounds o
   }
   __syncthreads();
 
-  for (int64_t tile = blockIdx.y; tile * kTile < op.pixels; tile += gridDim.y) {
+  for (int64_t tile = blockIdx.y; tile * kTile < op.pixels; tile += blocks) {
     const int64_t start = tile * kTile + threadIdx.x;
     Pixel pixel[kBatch];
 #pragma unroll
@@ -154,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) percentile_kernel(PercentileBounds o
   }
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(&progress.blocks_done, 1u) == gridDim.y - 1;
+  if (threadIdx.x == 0) last = atomicAdd(&progress.blocks_done, 1u) == blocks - 1;
   __syncthreads();
   if (!last) return;
   __threadfence();
@@ -181,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) percentile_kernel(PercentileBounds o
     const float above = Key<Pixel>::value(progress.prefix[t + 1]);
     const double fraction = (threadIdx.x == 0 ? op.low : op.high).fraction;
     const float nan = Key<float>::value(0xffffffffu);
-    op.out[2 * blockIdx.x + threadIdx.x] =
+    op.out[2 * channel + threadIdx.x] =
         progress.not_finite ? nan : interpolate(below, above, fraction);
   }
 }

@@ -3,9 +3,9 @@
 The public API, one page:
 
 - ops: `percentile_bounds`, `percentile_quantize`, `zscore_quantize`, `crop_origins`,
-  `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`; `decode_panoptic`,
-  `panoptic_segments`, `panoptic_png_segments` and what the last two give, `Segments`;
-  `blend_crops`
+  `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`, `check_finite`;
+  `decode_panoptic`, `panoptic_segments`, `panoptic_png_segments` and what the last two give,
+  `Segments`; `blend_crops`. Most take one image or a list of images
 - nouns: sources `TensorCsv`, `TensorPostgres`; recipe `MultiCrop`; `load_engine`; sink
   `NpyPerSample`; indexes `Tsv`, `Postgres`
 - verb: `extract`, which returns a `Report`
@@ -19,6 +19,7 @@ from .ops import (
     Segments,
     ZScore,
     blend_crops,
+    check_finite,
     crop_origins,
     decode_panoptic,
     gather_crops,
@@ -47,6 +48,7 @@ __all__ = [
     "Tsv",
     "ZScore",
     "blend_crops",
+    "check_finite",
     "crop_origins",
     "decode_panoptic",
     "extract",

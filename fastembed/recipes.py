@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from .engines.contract import InputContract
-from .ops import Percentile, ZScore, crop_origins, gather_crops
+from .ops import Percentile, ZScore, check_finite, crop_origins, gather_crops
 from .ops.arrays import select
 from .ops.crops import CROP_MODES, POOL_MODES, resize_crops
 from .ops.quantize import Rule
@@ -64,13 +64,16 @@ class MultiCrop:
     def prepare(self, image: torch.Tensor, key: str, contract: InputContract) -> Crops:
         """Everything that needs the whole image, so that filling a batch cannot fail.
 
+        An image on CUDA is measured without waiting for it; a bad one fails when its crops
+        are filled in.
+
         Args:
             image: [channels_to_read, H, W].
             key: the sample's key.
             contract: what the engine takes.
 
         Raises:
-            ValueError: a non-finite pixel.
+            ValueError: a non-finite pixel, of an image in main memory.
         """
         image = select(image, self.channels)
         side = min(contract.size, *image.shape[1:])
@@ -111,13 +114,23 @@ class Crops:
         return len(self.origins)
 
     def fill(self, start: int, out: torch.Tensor) -> None:
-        """Crops start, start + 1, ... into `out` [n, P, size, size] of the engine's dtype."""
+        """Crops start, start + 1, ... into `out` [n, P, size, size] of the engine's dtype.
+
+        An image on CUDA is cut there, and waited for if `out` is in main memory.
+
+        Raises:
+            ValueError: a non-finite pixel that was not seen when the image was measured.
+        """
         contract = self.contract
         origins = self.origins[start : start + len(out)]
         normalise = {"mean": contract.mean, "std": contract.std, "dtype": contract.dtype}
         common = {"quantize": self.ramp, "channels": contract.channel_map}
+        target = out if out.device == self.image.device else None
         if self.side == contract.size:
-            gather_crops(self.image, origins, self.side, **common, **normalise, out=out)
+            crops = gather_crops(self.image, origins, self.side, **common, **normalise, out=target)
         else:
             levels = gather_crops(self.image, origins, self.side, **common, dtype=torch.uint8)
-            resize_crops(levels, contract.size, **normalise, out=out)
+            crops = resize_crops(levels, contract.size, **normalise, out=target)
+        if target is None:
+            out.copy_(crops)
+        check_finite(self.image, self.ramp)

@@ -106,6 +106,21 @@ def test_cuda_code_is_for_every_architecture_and_those_to_come(library):
     assert portable_code == {max(machine_code, key=int)}
 
 
+def test_cuda_code_keeps_everything_in_registers(library):
+    if not has_cuda_code():
+        pytest.skip("built without CUDA code: no nvcc at build time, or FASTEMBED_CUDA=0")
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("cuobjdump (CUDA toolkit or Triton) is not installed")
+    listing = subprocess.run(
+        [tool, "-res-usage", library], check=True, capture_output=True, text=True
+    ).stdout
+    kernels = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", listing)
+    assert len(kernels) > 90  # of all architectures
+    # What a thread spills lies on its stack, in memory.
+    assert [name for name, _, stack, local in kernels if int(stack) or int(local)] == []
+
+
 def test_a_thread_runs_beside_a_kernel():
     """The GIL is free while a kernel runs: another Python thread goes on meanwhile."""
     code = """
@@ -141,15 +156,25 @@ def zeros(*shape, dtype=torch.float32):
     return torch.zeros(shape, dtype=dtype)
 
 
-def crops(origin=(0, 0), plane=0, size=4, **changed):
-    """Arguments of gather_crops on an image [2, 8, 8]."""
+def crops(origin=(0, 0), plane=0, size=4, image=0, **changed):
+    """Arguments of gather_crops on an image [2, 8, 8] and one [2, 4, 4]."""
     arguments = {
-        "image": zeros(2, 8, 8, dtype=torch.uint8),
-        "origins": torch.tensor([origin], dtype=torch.int32),
+        "images": [zeros(2, 8, 8, dtype=torch.uint8), zeros(2, 4, 4, dtype=torch.uint8)],
+        "origins": torch.tensor([(image, *origin)], dtype=torch.int32),
         "planes": torch.tensor([plane], dtype=torch.int32),
-        "ramp": zeros(2, 5),
+        "ramp": zeros(2, 2, 5),
         "table": zeros(1, 256),
         "out": zeros(1, 1, size, size),
+    }
+    return tuple((arguments | changed).values())
+
+
+def quantize(**changed):
+    """Arguments of quantize on an image [2, 9]."""
+    arguments = {
+        "images": [zeros(2, 9)],
+        "ramp": zeros(1, 2, 5),
+        "out": [zeros(2, 9).byte()],
     }
     return tuple((arguments | changed).values())
 
@@ -157,22 +182,23 @@ def crops(origin=(0, 0), plane=0, size=4, **changed):
 def bounds(**changed):
     """Arguments of percentile_bounds on an image [2, 9]."""
     arguments = {
-        "image": zeros(2, 9),
-        "low_rank": 0,
-        "low_fraction": 0.5,
-        "high_rank": 8,
-        "high_fraction": 0.0,
-        "out": zeros(2, 2),
+        "images": [zeros(2, 9)],
+        "positions": torch.tensor([[0.5, 8.0]], dtype=torch.float64),
+        "out": zeros(1, 2, 2),
     }
     return tuple((arguments | changed).values())
 
 
-def blend(crop=(7, 0, 0, 8, 9), **changed):
-    """Arguments of blend_crops on an image [8, 9, 3]."""
+def positions(low, high):
+    return torch.tensor([[low, high]], dtype=torch.float64)
+
+
+def blend(crop=(7, 0, 0, 8, 9), image=0, **changed):
+    """Arguments of blend_crops on an image [8, 9, 3] and one [2, 2, 3]."""
     arguments = {
-        "image": zeros(8, 9, 3, dtype=torch.uint8),
-        "ids": zeros(8, 9, dtype=torch.int32),
-        "crops": torch.tensor([crop], dtype=torch.int32),
+        "images": [zeros(8, 9, 3, dtype=torch.uint8), zeros(2, 2, 3, dtype=torch.uint8)],
+        "ids": [ids(8, 9), ids(2, 2)],
+        "crops": torch.tensor([(image, *crop)], dtype=torch.int32),
         "background": zeros(256, dtype=torch.uint8),
         "table": zeros(3, 256),
         "cubic": True,
@@ -184,7 +210,11 @@ def blend(crop=(7, 0, 0, 8, 9), **changed):
 
 
 def table(slots=8):
-    return zeros(1 + slots, 6, dtype=torch.int64)
+    return tables(slots)[0]
+
+
+def tables(slots=8, count=1):
+    return zeros(count, 1 + slots, 6, dtype=torch.int64)
 
 
 def ids(*shape):
@@ -200,34 +230,49 @@ def ids(*shape):
         ("pool_crops", (zeros(2, 3, 8)[:, :, ::2], False, False, zeros(2, 4)), "contiguous"),
         ("pool_crops", (zeros(2, 3, 4), False, False, zeros(4, 2).T), "contiguous"),
         ("pool_crops", (zeros(2, 3, 4).double(), False, False, zeros(2, 4)), "float32, bfloat16"),
-        (
-            "quantize",
-            (zeros(2, 9), zeros(2, 4), zeros(2, 9).byte()),
-            r"ramp must be float32 \[2, 5",
-        ),
-        ("quantize", (zeros(2, 9), zeros(2, 5), zeros(2, 8).byte()), "18 elements"),
-        ("quantize", (zeros(2, 9).int(), zeros(2, 5), zeros(2, 9).byte()), "uint8, uint16"),
-        ("percentile_bounds", bounds(low_rank=9), "rank 9 is not one of 9 pixels"),
-        ("percentile_bounds", bounds(high_rank=-1), "rank -1 is not one of 9 pixels"),
-        ("percentile_bounds", bounds(out=zeros(1, 2)), r"out must be float32 \[2, 2\]"),
-        ("percentile_bounds", bounds(out=zeros(2, 2).double()), r"out must be float32 \[2, 2\]"),
-        ("percentile_bounds", bounds(image=zeros(2, 0)), "must have pixels"),
-        ("percentile_bounds", bounds(image=zeros(2, 9).double()), "uint8, uint16 or float32"),
+        ("quantize", quantize(ramp=zeros(1, 2, 4)), r"ramp must be float32 \[1, 2, 5"),
+        ("quantize", quantize(ramp=zeros(2, 2, 5)), r"ramp must be float32 \[1, 2, 5"),
+        ("quantize", quantize(out=[zeros(2, 8).byte()]), "18 elements"),
+        ("quantize", quantize(out=[]), "out must have a tensor per image"),
+        ("quantize", quantize(images=[zeros(2, 9).int()]), "uint8, uint16"),
+        ("percentile_bounds", bounds(positions=positions(9, 9)), "position 9 is not in 9 pixels"),
+        ("percentile_bounds", bounds(positions=positions(0, -1)), "position -1 is not in 9 pixels"),
+        ("percentile_bounds", bounds(positions=positions(0, 8).float()), "float64 .1, 2. on the"),
+        ("percentile_bounds", bounds(images=[]), "a batch must have an image"),
+        ("percentile_bounds", bounds(images=[zeros(2, 9), zeros(3, 9)]), "the same channels"),
+        ("percentile_bounds", bounds(images=[zeros(2, 9), zeros(2, 9).byte()]), "and dtype"),
+        ("percentile_bounds", bounds(out=zeros(1, 1, 2)), r"out must be float32 \[1, 2, 2\]"),
+        ("percentile_bounds", bounds(out=zeros(1, 2, 2).double()), r"be float32 \[1, 2, 2\]"),
+        ("percentile_bounds", bounds(images=[zeros(2, 0)]), "must have pixels"),
+        ("percentile_bounds", bounds(images=[zeros(2, 9).double()]), "uint8, uint16 or float32"),
         ("gather_crops", crops(origin=(5, 0)), r"crop 0 at \(5, 0\) leaves the image"),
         ("gather_crops", crops(origin=(0, -1)), r"crop 0 at \(0, -1\) leaves the image"),
+        ("gather_crops", crops(origin=(4, 4), image=1), r"\(4, 4\) leaves the image"),
+        ("gather_crops", crops(image=2), "of image 2 is not of one of 2 images"),
+        ("gather_crops", crops(image=-1), "of image -1 is not of one of 2 images"),
+        ("gather_crops", crops(ramp=zeros(1, 2, 5)), r"ramp must be float32 \[2, 2, 5"),
         ("gather_crops", crops(plane=2), "plane 2 is not one of 2 channels"),
         ("gather_crops", crops(table=zeros(1, 255)), r"table must be \[1, 256\]"),
         ("gather_crops", crops(table=zeros(1, 256).half()), "out's dtype"),
-        ("gather_crops", crops(origins=zeros(1, 2)), "origins must be int32"),
-        ("decode_panoptic", (zeros(4, 4, 3).byte(), ids(4, 5)), "3 elements for each"),
-        ("decode_panoptic", (zeros(4, 4, 3).byte(), zeros(4, 4)), "int32 elements of out"),
-        ("panoptic_segments", (zeros(4, 4, 4).byte(), 0, table()), r"must be \[H, W, 3\]"),
-        ("panoptic_segments", (zeros(4, 4), 0, table()), r"or int32 \[H, W\]"),
-        ("panoptic_segments", (ids(4, 4), 0, table(7)), "power of two in 2..2.30, not 7"),
-        ("panoptic_segments", (ids(4, 4), 0, table(0)), "power of two in 2..2.30, not 0"),
-        ("panoptic_segments", (ids(4, 4), 0, zeros(9, 6)), "out must be int64"),
-        ("panoptic_segments", (ids(4, 4), 0, table()[:, :5].contiguous()), r"\[1 \+ slots, 6\]"),
-        ("panoptic_segments", (ids(4, 8)[:, ::2], 0, table()), "contiguous"),
+        ("gather_crops", crops(origins=zeros(1, 3)), "origins must be int32"),
+        ("decode_panoptic", ([zeros(4, 4, 3).byte()], [ids(4, 5)]), "3 elements for each"),
+        ("decode_panoptic", ([zeros(4, 4, 3).byte()], [zeros(4, 4)]), "int32 elements of out"),
+        ("decode_panoptic", ([zeros(4, 4, 3).byte()], [ids(4, 4)] * 2), "out a tensor for each"),
+        ("panoptic_segments", ([zeros(4, 4, 4).byte()], 0, tables()), r"must be \[H, W, 3\]"),
+        ("panoptic_segments", ([zeros(4, 4)], 0, tables()), r"or int32 \[H, W\]"),
+        ("panoptic_segments", ([ids(4, 4), zeros(4, 4, 3).byte()], 0, tables(8, 2)), "one dtype"),
+        ("panoptic_segments", ([ids(4, 4)] * 2, 0, tables()), "a table for each of 2 maps"),
+        ("panoptic_segments", ([ids(4, 4)], 0, table()), "a table for each of 1 maps"),
+        ("panoptic_segments", ([ids(4, 4)], 0, tables(7)), "power of two in 2..2.30, not 7"),
+        ("panoptic_segments", ([ids(4, 4)], 0, tables(0)), "power of two in 2..2.30, not 0"),
+        ("panoptic_segments", ([ids(4, 4)], 0, zeros(1, 9, 6)), "out must be int64"),
+        (
+            "panoptic_segments",
+            ([ids(4, 4)], 0, tables()[..., :5].contiguous()),
+            r"1 \+ slots, 6\]",
+        ),
+        ("panoptic_segments", ([ids(4, 8)[:, ::2]], 0, tables()), "contiguous"),
+        ("scanline_segments", (zeros(4, 13).byte(), 0, ids(0, 4), tables()), "one table"),
         (
             "scanline_segments",
             (zeros(4, 12).byte(), 0, ids(0, 4), table()),
@@ -242,10 +287,13 @@ def ids(*shape):
         ("blend_crops", blend(crop=(7, 0, -1, 8, 9)), r"at \(0, -1\).*leaves the image"),
         ("blend_crops", blend(crop=(7, 3, 3, 0, 1)), "is empty or leaves"),
         ("blend_crops", blend(crop=(7, 2**31 - 1, 0, 2**31 - 1, 1)), "leaves the image"),
-        ("blend_crops", blend(image=zeros(8, 9, 4).byte()), r"uint8 \[H, W, 3\]"),
-        ("blend_crops", blend(ids=zeros(9, 8, dtype=torch.int32)), r"ids must be int32 \[8, 9\]"),
-        ("blend_crops", blend(ids=zeros(8, 9, dtype=torch.int64)), "ids must be int32"),
-        ("blend_crops", blend(crops=zeros(1, 4, dtype=torch.int32)), r"crops must be int32 \[1, 5"),
+        ("blend_crops", blend(image=1), r"crop 0 of 8x9 at \(0, 0\).*leaves the image"),
+        ("blend_crops", blend(image=2), "of image 2 is not of one of 2 images"),
+        ("blend_crops", blend(images=[zeros(8, 9, 4).byte()] * 2), r"uint8 \[H, W, 3\]"),
+        ("blend_crops", blend(ids=[ids(9, 8)] * 2), r"ids must be int32 \[8, 9\]"),
+        ("blend_crops", blend(ids=[ids(8, 9)]), "and ids for each"),
+        ("blend_crops", blend(ids=[ids(8, 9).long()] * 2), "ids must be int32"),
+        ("blend_crops", blend(crops=ids(1, 5)), r"crops must be int32 \[1, 6"),
         ("blend_crops", blend(background=zeros(255).byte()), r"background must be uint8 \[256\]"),
         ("blend_crops", blend(table=zeros(3, 256).half()), "of out's dtype"),
         ("blend_crops", blend(out=zeros(1, 3, 4, 5)), r"out must be \[S, 3, size, size\]"),

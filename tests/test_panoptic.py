@@ -144,9 +144,10 @@ def test_outputs_are_written_whole(backend):
 def test_a_table_may_hold_anything_before(sentinel, backend):
     ids = panoptic_map(20, 40, seed=1)
     run = dispatch.resolve("panoptic", "panoptic_segments", DEVICE, backend)
-    table = torch.full((1 + 64, 6), sentinel, dtype=torch.int64, device=DEVICE)
-    run(on_device(ids), 0, table)
-    header, rows = table.cpu().numpy()[0], table.cpu().numpy()[1:]
+    tables = torch.full((1, 1 + 64, 6), sentinel, dtype=torch.int64, device=DEVICE)
+    run([on_device(ids)], 0, tables)
+    table = tables[0].cpu().numpy()
+    header, rows = table[0], table[1:]
     rows = rows[rows[:, 5] > 0]
     np.testing.assert_array_equal(rows[rows[:, 0].argsort()], oracle_segments(ids))
     assert header[0] == len(rows)
@@ -185,7 +186,7 @@ def test_refusals():
             lambda: ops.panoptic_segments(rgb[:, :0]),
         ),
         (TypeError, "got int64", lambda: ops.panoptic_segments(np.zeros((4, 5), np.int64))),
-        (TypeError, "pixels must be a NumPy array", lambda: ops.panoptic_segments([[1]])),
+        (TypeError, r"pixels\[0\] must be a NumPy array", lambda: ops.panoptic_segments([[1]])),
     ]
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):

@@ -165,7 +165,13 @@ def test_a_bad_sample_is_recorded_and_the_run_goes_on(plates, tmp_path, kind):
 
 @pytest.mark.parametrize("rule", [Percentile(), ZScore((1000.0,) * 5, (500.0,) * 5)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_non_finite_pixel_is_a_failure_that_names_its_channel(plates, tmp_path, rule, value):
+@pytest.mark.parametrize("as_on_cuda", [False, True])
+def test_a_non_finite_pixel_is_a_failure_that_names_its_channel(
+    plates, tmp_path, monkeypatch, rule, value, as_on_cuda
+):
+    """On CUDA measuring marks the channel and does not raise: its crops do."""
+    if as_on_cuda:
+        monkeypatch.setattr("fastembed.ops.quantize.check_finite", lambda *a, **k: None)
     image = testing.microscopy("float32", 40, 40, 0, 8)
     image[2, 3, 4] = value
     image[6] = np.nan  # a channel that is not used

@@ -3,13 +3,21 @@
 from .crops import crop_origins, gather_crops, pool_crops
 from .masks import blend_crops
 from .panoptic import Segments, decode_panoptic, panoptic_png_segments, panoptic_segments
-from .quantize import Percentile, ZScore, percentile_bounds, percentile_quantize, zscore_quantize
+from .quantize import (
+    Percentile,
+    ZScore,
+    check_finite,
+    percentile_bounds,
+    percentile_quantize,
+    zscore_quantize,
+)
 
 __all__ = [
     "Percentile",
     "Segments",
     "ZScore",
     "blend_crops",
+    "check_finite",
     "crop_origins",
     "decode_panoptic",
     "gather_crops",

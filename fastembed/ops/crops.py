@@ -16,7 +16,21 @@ import torch
 from torch.nn import functional
 
 from .. import dispatch
-from .arrays import Array, as_image, as_output, as_tensor, dtype_name, like, per_channel
+from .arrays import (
+    Array,
+    Batch,
+    as_images,
+    as_output,
+    as_tensor,
+    beside,
+    check,
+    dtype_name,
+    is_batch,
+    like,
+    namespace,
+    per_channel,
+    upload,
+)
 from .quantize import Percentile, Rule, ZScore, quantize_reference
 
 CROP_MODES = ("random", "grid", "center")
@@ -76,8 +90,8 @@ def crop_origins(
 
 
 def gather_crops(
-    image: Array,
-    origins: Array,
+    image: Batch,
+    origins: Batch,
     size: int,
     *,
     quantize: Rule | torch.Tensor,
@@ -93,11 +107,13 @@ def gather_crops(
     value = (level / 255 - mean) / std in float32, then cast; level as in `quantize`.
 
     Args:
-        image: [C, H, W] uint8, uint16 or float32.
-        origins: [N, 2] integers, (y, x) of each crop's top-left pixel.
+        image: [C, H, W] uint8, uint16 or float32; or a list of images of one dtype and number
+            of channels, each of its own size: one launch on CUDA.
+        origins: [N, 2] integers, (y, x) of each crop's top-left pixel; for a list of images a
+            list of such, N may differ.
         size: side of the crops, pixels.
         quantize: a rule, measured on the whole image here, or ramps [C, 5] that
-            `Percentile.measure` or `ZScore.measure` gave.
+            `Percentile.measure` or `ZScore.measure` gave; [I, C, 5] for a list.
         mean, std: on the 0..1 scale; one number, or one per output plane.
         dtype: float32, bfloat16, float16; or uint8 for the levels themselves, where mean
             must be 0 and std 1.
@@ -105,47 +121,72 @@ def gather_crops(
         out: [N, P, size, size] of `dtype`.
 
     Returns:
-        [N, P, size, size] of `dtype`, P = len(channels).
+        [N, P, size, size] of `dtype`, P = len(channels); of a list the crops of the first
+        image, then those of the second, and so on.
 
     Raises:
-        ValueError: a crop that leaves the image, a wrong number of means, std of 0.
-        TypeError: another dtype.
+        ValueError: a crop that leaves the image, a wrong number of means, std of 0, an empty
+            list. Origins that are on CUDA are not read back: a wrong one is a failed assertion
+            there. A non-finite pixel that a rule measures: as `percentile_bounds`.
+        TypeError: another dtype, or several.
 
     Exactness: bit-equal to quantising the whole image, slicing, ``/ 255``, ``- mean``,
         ``/ std`` in float32 and one cast, on every backend.
     """
-    tensor = as_image(image)
-    count, height, width = tensor.shape
-    corners = as_tensor("origins", origins)
-    if corners.ndim != 2 or corners.shape[1] != 2:
-        raise ValueError(f"origins must be [N, 2]; got {list(corners.shape)}")
-    corners = corners.to(device=tensor.device, dtype=torch.int32).contiguous()
-    if len(corners):
-        low, high = corners.amin(0).tolist(), corners.amax(0).tolist()
-        if min(low) < 0 or high[0] + size > height or high[1] + size > width or size < 1:
-            raise ValueError(
-                f"crops of {size}x{size} must lie in the {height}x{width} image; "
-                f"origins span y {low[0]}..{high[0]}, x {low[1]}..{high[1]}"
-            )
+    tensors = as_images(image)
+    count, device = len(tensors[0]), tensors[0].device
+    rows = _origins(origins if is_batch(image) else [origins], tensors, size)
     planes = list(range(count)) if channels is None else [int(channel) for channel in channels]
     for plane in planes:
         if not 0 <= plane < count:
             raise ValueError(f"channels must be in 0..{count - 1}; got {plane}")
+    shape = (len(tensors), count, 5)
     if isinstance(quantize, (Percentile, ZScore)):
-        ramp = quantize.measure(tensor, backend=backend)
+        ramp = quantize.measure(image, backend=backend)
     else:
         ramp = as_tensor("quantize", quantize)
-        if ramp.shape != (count, 5) or ramp.dtype != torch.float32:
+        wanted = shape if is_batch(image) else shape[1:]
+        if ramp.shape != wanted or ramp.dtype != torch.float32:
             raise ValueError(
-                f"quantize must be a rule or float32 ramps [{count}, 5]; "
+                f"quantize must be a rule or float32 ramps {list(wanted)}; "
                 f"got {dtype_name(ramp.dtype)} {list(ramp.shape)}"
             )
-    table = level_table(mean, std, dtype, len(planes)).to(tensor.device)
-    result = as_output(out, (len(corners), len(planes), size, size), dtype, tensor.device)
-    run = dispatch.resolve("crops", "gather_crops", tensor.device, backend)
-    selection = torch.tensor(planes, dtype=torch.int32, device=tensor.device)
-    run(tensor, corners, selection, ramp.to(tensor.device).contiguous(), table, result)
+    table = level_table(mean, std, dtype, len(planes))
+    result = as_output(out, (len(rows), len(planes), size, size), dtype, device)
+    run = dispatch.resolve("crops", "gather_crops", device, backend)
+    run(
+        tensors,
+        upload(rows, device),
+        upload(torch.tensor(planes, dtype=torch.int32), device),
+        upload(ramp, device).reshape(shape).contiguous(),
+        upload(table, device),
+        result,
+    )
     return like(result, image) if out is None else out
+
+
+def _origins(origins: Sequence[Array], images: list[torch.Tensor], size: int) -> torch.Tensor:
+    """Where all the crops of a batch are: int32 [N, 3] of (image, y, x), where `origins` are."""
+    if size < 1:
+        raise ValueError(f"size must be >= 1; got {size}")
+    if len(origins) != len(images):
+        raise ValueError(f"origins must be one array per image, {len(images)}; got {len(origins)}")
+    parts = [as_tensor("origins", part) for part in origins]
+    for part in parts:
+        if part.ndim != 2 or part.shape[1] != 2:
+            raise ValueError(f"origins must be [N, 2]; got {list(part.shape)}")
+    xp, corners = namespace(torch.cat(parts))
+    owners = np.repeat(np.arange(len(images)), [len(part) for part in parts])
+    sizes = np.array([image.shape[1:] for image in images])[owners]
+    check(
+        ((corners < 0) | (corners > beside(sizes - size, corners))).any(1),
+        f"crops of {size}x{size} must lie in the image",
+        lambda n: "crop {} of image {}, {}x{}, is at ({}, {})".format(
+            n, owners[n], *sizes[n], *corners[n]
+        ),
+    )
+    rows = xp.concatenate([beside(owners[:, None], corners), corners], axis=1)
+    return torch.as_tensor(xp.asarray(rows, dtype=xp.int32))
 
 
 def resize_crops(
@@ -174,8 +215,8 @@ def resize_crops(
     count, planes = levels.shape[:2]
     values = levels.to(torch.float32) / _scalar(255, levels.device)
     values = functional.interpolate(values, size=(size, size), mode="bilinear", align_corners=False)
-    mean = per_channel("mean", mean, planes)[:, None, None].to(levels.device)
-    std = per_channel("std", std, planes)[:, None, None].to(levels.device)
+    mean = upload(per_channel("mean", mean, planes), levels.device)[:, None, None]
+    std = upload(per_channel("std", std, planes), levels.device)[:, None, None]
     result = as_output(out, (count, planes, size, size), dtype, levels.device)
     return result.copy_((values - mean) / std)
 
@@ -243,7 +284,7 @@ def pool_crops(
 
 
 def gather_crops_reference(
-    image: torch.Tensor,
+    images: list[torch.Tensor],
     origins: torch.Tensor,
     planes: torch.Tensor,
     ramp: torch.Tensor,
@@ -251,10 +292,10 @@ def gather_crops_reference(
     out: torch.Tensor,
 ) -> None:
     size = out.shape[-1]
-    for crop, (y, x) in zip(out, origins.tolist(), strict=True):
-        window = image[:, y : y + size, x : x + size]
-        levels = torch.empty(window.shape, dtype=torch.uint8, device=image.device)
-        quantize_reference(window, ramp, levels)
+    for crop, (i, y, x) in zip(out, origins.tolist(), strict=True):
+        window = images[i][:, y : y + size, x : x + size]
+        levels = torch.empty(window.shape, dtype=torch.uint8, device=window.device)
+        quantize_reference([window], ramp[i, None], [levels])
         for plane, channel in enumerate(planes.tolist()):
             crop[plane] = table[plane][levels[channel].long()]
 

@@ -25,7 +25,21 @@ import numpy as np
 import torch
 
 from .. import dispatch
-from .arrays import Array, as_output, as_tensor, dtype_name, like, per_channel
+from .arrays import (
+    Array,
+    Batch,
+    as_output,
+    as_tensor,
+    as_tensors,
+    beside,
+    check,
+    dtype_name,
+    is_batch,
+    like,
+    namespace,
+    per_channel,
+    upload,
+)
 from .crops import level_table
 
 
@@ -62,9 +76,9 @@ class SegmentTable(Protocol):
 
 
 def blend_crops(
-    image: Array,
-    ids: Array,
-    segments: SegmentTable,
+    image: Batch,
+    ids: Batch,
+    segments: SegmentTable | Sequence[SegmentTable],
     size: int = 224,
     bg_alpha: float = 0.3,
     pad_ratio: float = 0.1,
@@ -84,10 +98,12 @@ def blend_crops(
     then (level / 255 - mean) / std.
 
     Args:
-        image: [H, W, 3] uint8, RGB.
-        ids: [H, W] int32, the segment of each pixel.
+        image: [H, W, 3] uint8, RGB; or a list of images, each of its own size: one launch on
+            CUDA.
+        ids: [H, W] int32, the segment of each pixel; for a list a list of such.
         segments: its `ids` int32 [S] and `boxes` int32 [S, 4] of (y0, x0, y1, x1), both ends
-            inclusive. A segment without a pixel in its box is all background.
+            inclusive. A segment without a pixel in its box is all background. For a list a
+            list of such, S may differ. In main memory or where the images are.
         size: side of the result, pixels.
         bg_alpha: what remains of the background, 0..1.
         pad_ratio: growth of the box per side, in extents, >= 0.
@@ -102,10 +118,13 @@ def blend_crops(
         out: [S, 3, size, size] of `dtype`.
 
     Returns:
-        [S, 3, size, size] of `dtype`.
+        [S, 3, size, size] of `dtype`; of a list the crops of the first image, then those of
+        the second, and so on.
 
     Raises:
-        ValueError: a shape, box, size, alpha or ratio out of range, an unknown mode.
+        ValueError: a shape, box, size, alpha or ratio out of range, an unknown mode, an empty
+            list. Boxes that are on CUDA are not read back: a wrong one is a failed assertion
+            there.
         TypeError: another dtype.
 
     Exactness: blending in float64 with bg_alpha rounded to float32, so bit-equal to that
@@ -115,60 +134,85 @@ def blend_crops(
         the cast.
     Source: ``build_vis_cache`` of the COCO panoptic script.
     """
-    pixels = as_tensor("image", image)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise ValueError(f"image must be [H, W, 3], not empty; got {list(pixels.shape)}")
-    if pixels.dtype != torch.uint8:
-        raise TypeError(f"image must be uint8; got {dtype_name(pixels.dtype)}")
-    device, (height, width, _) = pixels.device, pixels.shape
-    labels = _as_int32("ids", ids, (height, width), device)
-    crops = padded_crops(segments, height, width, pad_ratio)
+    pixels = as_tensors("image", image)
+    for tensor in pixels:
+        if tensor.ndim != 3 or tensor.shape[2] != 3 or 0 in tensor.shape:
+            raise ValueError(f"image must be [H, W, 3], not empty; got {list(tensor.shape)}")
+        if tensor.dtype != torch.uint8:
+            raise TypeError(f"image must be uint8; got {dtype_name(tensor.dtype)}")
+    device, shapes = pixels[0].device, [tuple(tensor.shape[:2]) for tensor in pixels]
+    names, tables = (ids, segments) if is_batch(image) else ([ids], [segments])
+    if not len(names) == len(tables) == len(pixels):
+        raise ValueError(
+            f"ids and segments must be one per image, {len(pixels)}; "
+            f"got {len(names)} and {len(tables)}"
+        )
+    labels = [
+        _as_int32("ids", part, shape, device) for part, shape in zip(names, shapes, strict=True)
+    ]
+    crops = padded_crops(tables, shapes, pad_ratio)
     if size < 1:
         raise ValueError(f"size must be >= 1; got {size}")
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}; got {resize!r}")
-    background = fade_table(bg_alpha).to(device)
     table = _level_table(_key(mean), _key(std), dtype)
     result = as_output(out, (len(crops), 3, size, size), dtype, device)
-    arguments = pixels.contiguous(), labels.contiguous(), crops.to(device), background
+    arguments = (
+        [tensor.contiguous() for tensor in pixels],
+        [label.contiguous() for label in labels],
+        upload(crops, device),
+        upload(fade_table(bg_alpha), device),
+    )
     if resize in FIXED_POINT:
         run = dispatch.resolve("masks", "blend_crops", device, backend)
-        run(*arguments, table.to(device), *FIXED_POINT[resize], result)
+        run(*arguments, upload(table, device), *FIXED_POINT[resize], result)
     else:
         if dtype == torch.uint8:
             raise TypeError("float-bilinear gives no levels: dtype must be a float type; got uint8")
         run = dispatch.resolve("masks", "blend_crops_float", device, backend)
         ramp = torch.stack([per_channel("mean", mean, 3), per_channel("std", std, 3)])
-        run(*arguments, ramp.to(device), result)
+        run(*arguments, upload(ramp, device), result)
     return like(result, image) if out is None else out
 
 
-def padded_crops(segments: SegmentTable, height: int, width: int, pad_ratio: float) -> torch.Tensor:
-    """Where each segment is cut out: int32 [S, 5] of (id, top, left, height, width), on the CPU.
+def padded_crops(
+    segments: Sequence[SegmentTable], shapes: Sequence[tuple[int, int]], pad_ratio: float
+) -> torch.Tensor:
+    """Where the segments of images of `shapes` (H, W) are cut out.
+
+    Returns:
+        int32 [S, 6] of (image, id, top, left, height, width), where the segments are.
 
     Raises:
         ValueError: a box that is empty or leaves the image, a negative ratio.
     """
     if not (math.isfinite(pad_ratio) and pad_ratio >= 0):
         raise ValueError(f"pad_ratio must be a number >= 0; got {pad_ratio}")
-    cpu = torch.device("cpu")
-    ids = _as_int32("segments.ids", segments.ids, (None,)).to(cpu)
-    boxes = _as_int32("segments.boxes", segments.boxes, (len(ids), 4)).to(cpu)
-    low, high = boxes.numpy().astype(np.int64).reshape(-1, 2, 2).transpose(1, 0, 2)
-    limit = np.array([height, width])
-    wrong = ((low < 0) | (high < low) | (high >= limit)).any(axis=1)
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise ValueError(
-            f"segments.boxes must be (y0, x0, y1, x1), inclusive, in the {height}x{width} image; "
-            f"box {index} is {boxes[index].tolist()}"
-        )
+    parts = [_as_int32("segments.ids", table.ids, (None,)) for table in segments]
+    boxes = [
+        _as_int32("segments.boxes", table.boxes, (len(part), 4))
+        for table, part in zip(segments, parts, strict=True)
+    ]
+    _, ids = namespace(torch.cat(parts))
+    xp, boxes = namespace(torch.cat(boxes).long())
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    sizes = np.array(shapes)[owners]
+    limit = beside(sizes, boxes)
+    low, high = boxes[:, :2], boxes[:, 2:]
+    check(
+        ((low < 0) | (high < low) | (high >= limit)).any(1),
+        "segments.boxes must be (y0, x0, y1, x1), inclusive, in the image",
+        lambda s: "box {} of image {}, {}x{}, is {}".format(
+            s, owners[s], *sizes[s], boxes[s].tolist()
+        ),
+    )
     # No padding reaches further than the image: a huge ratio must not overflow.
-    pad = np.minimum(pad_ratio * (high - low + 1), limit).astype(np.int64)
-    low = np.maximum(low - pad, 0)
-    high = np.minimum(high + pad + 1, limit)
-    crops = np.concatenate([ids.numpy()[:, None], low, high - low], axis=1)
-    return torch.from_numpy(crops.astype(np.int32))
+    pad = xp.minimum(pad_ratio * xp.asarray(high - low + 1, dtype=xp.float64), limit)
+    pad = xp.asarray(pad, dtype=xp.int64)
+    top_left = (low - pad).clip(0)
+    extent = xp.minimum(high + pad + 1, limit) - top_left
+    columns = [beside(owners[:, None], boxes), ids[:, None], top_left, extent]
+    return torch.as_tensor(xp.asarray(xp.concatenate(columns, axis=1), dtype=xp.int32))
 
 
 def _key(values: float | Sequence[float] | Array) -> float | tuple[float, ...]:
@@ -211,8 +255,8 @@ def _as_int32(
 
 
 def blend_crops_reference(
-    image: torch.Tensor,
-    ids: torch.Tensor,
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
     crops: torch.Tensor,
     background: torch.Tensor,
     table: torch.Tensor,
@@ -222,8 +266,9 @@ def blend_crops_reference(
     out: torch.Tensor,
 ) -> None:
     size = out.shape[-1]
-    for result, (segment, top, left, height, width) in zip(out, crops.tolist(), strict=True):
-        crop = _blended(image, ids, background, segment, top, left, height, width)
+    for result, (i, segment, *window) in zip(out, crops.tolist(), strict=True):
+        crop = _blended(images[i], ids[i], background, segment, *window)
+        height, width = window[2:]
         rows = _integer_weights(height, size, cubic, narrow)
         columns = _integer_weights(width, size, cubic, narrow)
         if tall_first and height > size and height - size > 2 * (width - size):
@@ -235,8 +280,8 @@ def blend_crops_reference(
 
 
 def blend_crops_float_reference(
-    image: torch.Tensor,
-    ids: torch.Tensor,
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
     crops: torch.Tensor,
     background: torch.Tensor,
     ramp: torch.Tensor,
@@ -245,8 +290,9 @@ def blend_crops_float_reference(
     """`ramp` is (mean, std) of the three channels: float32 [2, 3]."""
     size = out.shape[-1]
     mean, std = ramp.double()[..., None, None]
-    for result, (segment, top, left, height, width) in zip(out, crops.tolist(), strict=True):
-        crop = _blended(image, ids, background, segment, top, left, height, width)
+    for result, (i, segment, *window) in zip(out, crops.tolist(), strict=True):
+        crop = _blended(images[i], ids[i], background, segment, *window)
+        height, width = window[2:]
         rows = torch.from_numpy(filter_weights(height, size, cubic=False)).to(crop.device)
         columns = torch.from_numpy(filter_weights(width, size, cubic=False)).to(crop.device)
         value = rows @ (crop.permute(2, 0, 1).double() / 255) @ columns.T

@@ -4,7 +4,8 @@ A panoptic map stores the id of a pixel's segment as its colour, id = R + 256 G 
 Ids, boxes and areas of all segments come from the map's runs of equal pixels, found in one
 pass; no segment is looked for, and no mask exists.
 
-Every backend gathers them in the same table, int64 [1 + slots, 6], slots a power of two:
+Every backend gathers them in the same table, one per map: int64 [1 + slots, 6], slots a power
+of two:
 
     [0]     (count, ...): distinct ids found. More than slots / 2: they did not fit, the rest
             of the table says nothing, and the backend may have stopped early
@@ -25,7 +26,17 @@ import torch
 
 from .. import dispatch
 from ..png import FILTERS, read_scanlines
-from .arrays import Array, as_output, as_tensor, dtype_name, like
+from .arrays import (
+    Array,
+    Batch,
+    as_output,
+    as_outputs,
+    as_tensors,
+    dtype_name,
+    is_batch,
+    results,
+    upload,
+)
 
 # Room for 128 ids: COCO's images have 11 on average. Then eight times as many, and again.
 FIRST_SLOTS = 256
@@ -47,75 +58,89 @@ class Segments(NamedTuple):
     areas: Array
 
 
-def decode_panoptic(rgb: Array, *, out: Array | None = None, backend: str | None = None) -> Array:
+def decode_panoptic(rgb: Batch, *, out: Batch | None = None, backend: str | None = None) -> Batch:
     """Segment ids of a panoptic map's colours.
 
     id = R + 256 G + 65536 B
 
     Args:
-        rgb: [H, W, 3] uint8.
-        out: [H, W] int32.
+        rgb: [H, W, 3] uint8; or a list of maps, each of its own size: one launch on CUDA.
+        out: [H, W] int32; a list of such for a list.
 
     Returns:
-        [H, W] int32, 0..2^24 - 1.
+        [H, W] int32, 0..2^24 - 1; a list of such for a list.
 
     Raises:
-        ValueError: another shape, or an empty axis. TypeError: another dtype.
+        ValueError: another shape, or an empty axis, or list. TypeError: another dtype.
 
     Exactness: bit-equal to that formula in int32, on every backend.
     Source: ``rgb2id`` of panopticapi.
     """
-    tensor = as_tensor("rgb", rgb)
-    if tensor.dtype != torch.uint8:
-        raise TypeError(f"rgb must be uint8; got {dtype_name(tensor.dtype)}")
-    if tensor.ndim != 3 or tensor.shape[2] != 3 or 0 in tensor.shape:
-        raise ValueError(f"rgb must be [H, W, 3], none of them 0; got {list(tensor.shape)}")
-    ids = as_output(out, tuple(tensor.shape[:2]), torch.int32, tensor.device)
-    run = dispatch.resolve("panoptic", "decode_panoptic", tensor.device, backend)
-    run(tensor.contiguous(), ids)
-    return like(ids, rgb) if out is None else out
+    tensors = as_tensors("rgb", rgb)
+    for tensor in tensors:
+        if tensor.dtype != torch.uint8:
+            raise TypeError(f"rgb must be uint8; got {dtype_name(tensor.dtype)}")
+        if tensor.ndim != 3 or tensor.shape[2] != 3 or 0 in tensor.shape:
+            raise ValueError(f"rgb must be [H, W, 3], none of them 0; got {list(tensor.shape)}")
+    device = tensors[0].device
+    ids = as_outputs(out, [tensor.shape[:2] for tensor in tensors], torch.int32, device)
+    run = dispatch.resolve("panoptic", "decode_panoptic", device, backend)
+    run([tensor.contiguous() for tensor in tensors], ids)
+    return results(ids, rgb, out)
 
 
 def panoptic_segments(
-    pixels: Array, *, void: int | None = 0, backend: str | None = None
-) -> Segments:
+    pixels: Batch, *, void: int | None = 0, backend: str | None = None
+) -> Segments | list[Segments]:
     """Id, box and area of every segment of a panoptic map.
 
+    The number of segments is known only when they are found: this op waits for a GPU.
+
     Args:
-        pixels: the map as colours, [H, W, 3] uint8, or as ids, [H, W] int32 of any sign.
+        pixels: the map as colours, [H, W, 3] uint8, or as ids, [H, W] int32 of any sign; or a
+            list of maps, alike in that, each of its own size: one launch on CUDA.
         void: the id that stands for no segment, and is left out; None leaves none out. In
             COCO's panoptic format it is 0: unlabelled pixels, never in ``segments_info``.
 
     Returns:
         `Segments`, arrays of the kind and on the device of `pixels`; S is 0 where all is void.
+        A list of them for a list.
 
     Raises:
-        ValueError: another shape, or an empty axis. TypeError: another dtype.
+        ValueError: another shape, or an empty axis, or list. TypeError: another dtype, or
+            several.
 
     Exactness: integers, equal to ``np.unique(ids, return_counts=True)`` and to the extents
         of each ``np.nonzero(ids == id)``, on every backend.
     """
-    tensor = as_tensor("pixels", pixels)
-    shape = tuple(tensor.shape)
-    if tensor.dtype not in (torch.uint8, torch.int32):
-        raise TypeError(
-            "pixels must be uint8 colours [H, W, 3] or int32 ids [H, W]; "
-            f"got {dtype_name(tensor.dtype)}"
-        )
-    if 0 in shape or not (
-        len(shape) == 3 and shape[2] == 3 if tensor.dtype == torch.uint8 else len(shape) == 2
-    ):
-        raise ValueError(
-            "pixels must be colours [H, W, 3] or ids [H, W], no axis 0; "
-            f"got {dtype_name(tensor.dtype)} {list(shape)}"
-        )
-    tensor = tensor.contiguous()
-    run = dispatch.resolve("panoptic", "panoptic_segments", tensor.device, backend)
+    tensors = as_tensors("pixels", pixels)
+    for tensor in tensors:
+        shape = tuple(tensor.shape)
+        if tensor.dtype not in (torch.uint8, torch.int32):
+            raise TypeError(
+                "pixels must be uint8 colours [H, W, 3] or int32 ids [H, W]; "
+                f"got {dtype_name(tensor.dtype)}"
+            )
+        if 0 in shape or not (
+            len(shape) == 3 and shape[2] == 3 if tensor.dtype == torch.uint8 else len(shape) == 2
+        ):
+            raise ValueError(
+                "pixels must be colours [H, W, 3] or ids [H, W], no axis 0; "
+                f"got {dtype_name(tensor.dtype)} {list(shape)}"
+            )
+    device = tensors[0].device
+    maps = [tensor.contiguous() for tensor in tensors]
+    run = dispatch.resolve("panoptic", "panoptic_segments", device, backend)
     void_id = _NO_VOID if void is None else int(void)
-    segments = _gather(lambda table: run(tensor, void_id, table), tensor.device)
-    if isinstance(pixels, np.ndarray):
-        return segments
-    return Segments(*(torch.from_numpy(part).to(tensor.device) for part in segments))
+    found = _gather(
+        lambda which, tables: run([maps[i] for i in which], void_id, tables), len(maps), device
+    )
+    segments = [_segments(rows) for rows in found]
+    if isinstance(pixels[0] if is_batch(pixels) else pixels, torch.Tensor):
+        segments = [
+            Segments(*(upload(torch.from_numpy(part), device) for part in one)) for one in segments
+        ]
+    return segments if is_batch(pixels) else segments[0]
 
 
 def panoptic_png_segments(
@@ -157,58 +182,68 @@ def panoptic_png_segments(
         ids = torch.empty((0, width), dtype=torch.int32)
     run = dispatch.resolve("panoptic", "scanline_segments", cpu, backend)
     void_id = _NO_VOID if void is None else int(void)
-    segments = _gather(lambda table: run(lines, void_id, ids, table), cpu)
+    (rows,) = _gather(lambda _, tables: run(lines, void_id, ids, tables[0]), 1, cpu)
+    segments = _segments(rows)
     if out is not None:
         return segments, out
     return segments, ids.numpy() if with_ids else None
 
 
-def _gather(run: Callable[[torch.Tensor], None], device: torch.device) -> Segments:
-    """What the table says that `run` fills, as NumPy arrays.
+def _gather(
+    run: Callable[[list[int], torch.Tensor], None], count: int, device: torch.device
+) -> list[np.ndarray]:
+    """The rows of each of `count` maps by ascending id, out of the tables that `run` fills.
 
-    Ends at the latest with twice as many slots as the map has pixels.
+    `run` is asked again for the maps that did not fit, at the latest with twice as many slots
+    as a map has pixels.
     """
+    found: dict[int, np.ndarray] = {}
     slots = FIRST_SLOTS
-    while True:
-        table = torch.empty((1 + slots, 6), dtype=torch.int64, device=device)
-        run(table)
-        # 12 KiB at first. A GPU is waited for here, and only here.
-        rows = table.cpu().numpy()
-        if rows[0, 0] <= slots // 2:
-            break
+    while missing := [i for i in range(count) if i not in found]:
+        tables = torch.empty((len(missing), 1 + slots, 6), dtype=torch.int64, device=device)
+        run(missing, tables)
+        # 12 KiB per map at first. A GPU is waited for here, and only here.
+        for i, rows in zip(missing, tables.cpu().numpy(), strict=True):
+            if rows[0, 0] <= slots // 2:
+                taken = rows[1:][rows[1:, 5] > 0]
+                found[i] = taken[taken[:, 0].argsort()]
         slots *= 8
-    rows = rows[1:][rows[1:, 5] > 0]
-    rows = rows[rows[:, 0].argsort()]
+    return [found[i] for i in range(count)]
+
+
+def _segments(rows: np.ndarray) -> Segments:
     return Segments(rows[:, 0].astype(np.int32), rows[:, 1:5].astype(np.int32), rows[:, 5].copy())
 
 
-def decode_panoptic_reference(rgb: torch.Tensor, out: torch.Tensor) -> None:
-    red, green, blue = rgb.to(torch.int32).unbind(2)
-    out.copy_(red + 256 * green + 65536 * blue)
+def decode_panoptic_reference(images: list[torch.Tensor], out: list[torch.Tensor]) -> None:
+    for rgb, ids in zip(images, out, strict=True):
+        red, green, blue = rgb.to(torch.int32).unbind(2)
+        ids.copy_(red + 256 * green + 65536 * blue)
 
 
-def panoptic_segments_reference(pixels: torch.Tensor, void_id: int, out: torch.Tensor) -> None:
-    height, width = pixels.shape[:2]
-    ids = torch.empty((height, width), dtype=torch.int32, device=pixels.device)
-    if pixels.ndim == 3:
-        decode_panoptic_reference(pixels, ids)
-    else:
-        ids.copy_(pixels)
-    values, segment, areas = torch.unique(ids, return_inverse=True, return_counts=True)
-    segment = segment.flatten()
-    place = torch.arange(ids.numel(), device=ids.device)
-    values = values.to(torch.int64)
-    rows = [values]
-    for reduce in ("amin", "amax"):
-        for coordinate in (place // width, place % width):
-            extent = torch.zeros_like(areas)
-            extent.scatter_reduce_(0, segment, coordinate, reduce, include_self=False)
-            rows.append(extent)
-    rows = torch.stack([*rows, areas], dim=1)[values != void_id]
-    out.zero_()
-    out[0, 0] = len(rows)
-    if len(rows) <= (len(out) - 1) // 2:
-        out[1 : 1 + len(rows)] = rows
+def panoptic_segments_reference(maps: list[torch.Tensor], void_id: int, out: torch.Tensor) -> None:
+    for pixels, table in zip(maps, out, strict=True):
+        height, width = pixels.shape[:2]
+        ids = torch.empty((height, width), dtype=torch.int32, device=pixels.device)
+        if pixels.ndim == 3:
+            decode_panoptic_reference([pixels], [ids])
+        else:
+            ids.copy_(pixels)
+        values, segment, areas = torch.unique(ids, return_inverse=True, return_counts=True)
+        segment = segment.flatten()
+        place = torch.arange(ids.numel(), device=ids.device)
+        values = values.to(torch.int64)
+        rows = [values]
+        for reduce in ("amin", "amax"):
+            for coordinate in (place // width, place % width):
+                extent = torch.zeros_like(areas)
+                extent.scatter_reduce_(0, segment, coordinate, reduce, include_self=False)
+                rows.append(extent)
+        rows = torch.stack([*rows, areas], dim=1)[values != void_id]
+        table.zero_()
+        table[0, 0] = len(rows)
+        if len(rows) <= (len(table) - 1) // 2:
+            table[1 : 1 + len(rows)] = rows
 
 
 def scanline_segments_reference(
@@ -217,8 +252,8 @@ def scanline_segments_reference(
     height, width = len(lines), lines.shape[1] // 3
     rgb = torch.from_numpy(unfilter_reference(lines.numpy())).reshape(height, width, 3)
     if len(ids):
-        decode_panoptic_reference(rgb, ids)
-    panoptic_segments_reference(rgb, void_id, out)
+        decode_panoptic_reference([rgb], [ids])
+    panoptic_segments_reference([rgb], void_id, out[None])
 
 
 def unfilter_reference(lines: np.ndarray) -> np.ndarray:

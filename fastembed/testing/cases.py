@@ -36,7 +36,7 @@ class Case:
     Attributes:
         op: its name; `backends` are looked up under `family` and `kernels`.
         make: (dtype, height, width, seed) -> the op's arguments.
-        run: (arguments as tensors, backend) -> result.
+        run: (arguments as tensors, backend) -> result; for a batch, lists of tensors.
         oracle: arguments -> the expected NumPy array (bfloat16 as float32).
         bytes_moved: arguments -> fewest bytes read plus written.
         dtypes: input dtypes that it is defined for.
@@ -72,8 +72,10 @@ def as_numpy(result: object) -> np.ndarray:
     return result
 
 
-def segment_rows(segments: ops.Segments) -> np.ndarray:
-    """Segments as the rows that `oracle_segments` gives."""
+def segment_rows(segments: ops.Segments | list[ops.Segments]) -> np.ndarray | list[np.ndarray]:
+    """Segments as the rows that `oracle_segments` gives; a list of them for a list."""
+    if isinstance(segments, list):
+        return [segment_rows(one) for one in segments]
     ids, boxes, areas = (as_numpy(part).astype(np.int64) for part in segments)
     return np.column_stack([ids, boxes, areas])
 

@@ -11,7 +11,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def gather_crops(
-    image: torch.Tensor,
+    images: list[torch.Tensor],
     origins: torch.Tensor,
     planes: torch.Tensor,
     ramp: torch.Tensor,
@@ -19,14 +19,10 @@ def gather_crops(
     out: torch.Tensor,
 ) -> None:
     bits = _BITS[table.element_size()]
-    _gather(
-        image.numpy(),
-        origins.numpy(),
-        planes.numpy(),
-        ramp.numpy(),
-        table.view(bits).numpy(),
-        out.view(bits).numpy(),
-    )
+    pixels = [image.numpy() for image in images]
+    channels, rows, values = planes.numpy(), ramp.numpy(), table.view(bits).numpy()
+    for (i, y, x), crop in zip(origins.tolist(), out.view(bits).numpy(), strict=True):
+        _gather(pixels[i], y, x, channels, rows[i], values, crop)
 
 
 def pool_crops(
@@ -40,19 +36,17 @@ def pool_crops(
 
 
 @njit(nogil=True)
-def _gather(image, origins, planes, ramp, table, out):
-    size = out.shape[3]
+def _gather(image, y, x, planes, ramp, table, out):
+    size = out.shape[2]
     levels = np.empty(size, dtype=np.uint8)
-    for n in range(out.shape[0]):
-        y, x = origins[n]
-        for p in range(out.shape[1]):
-            channel = planes[p]
-            values = table[p]
-            for row in range(size):
-                quantize_row(image[channel, y + row, x : x + size], ramp[channel], levels)
-                target = out[n, p, row]
-                for column in range(size):
-                    target[column] = values[levels[column]]
+    for p in range(out.shape[0]):
+        channel = planes[p]
+        values = table[p]
+        for row in range(size):
+            quantize_row(image[channel, y + row, x : x + size], ramp[channel], levels)
+            target = out[p, row]
+            for column in range(size):
+                target[column] = values[levels[column]]
 
 
 @njit(nogil=True)

@@ -1,5 +1,7 @@
 """Contract: fastembed/ops/masks.py."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numba import njit
@@ -9,8 +11,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def blend_crops(
-    image: torch.Tensor,
-    ids: torch.Tensor,
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
     crops: torch.Tensor,
     background: torch.Tensor,
     table: torch.Tensor,
@@ -20,12 +22,11 @@ def blend_crops(
     out: torch.Tensor,
 ) -> None:
     bits = _BITS[table.element_size()]
-    pixels, names, faded = image.numpy(), ids.numpy(), background.numpy()
+    windows = _windows(images, ids, crops, background)
     values, results = table.view(bits).numpy(), out.view(bits).numpy()
     size = out.shape[-1]
-    for crop, result in zip(crops.tolist(), results, strict=True):
-        window = _blend(pixels, names, faded, *crop)
-        height, width = crop[3:]
+    for window, result in zip(windows, results, strict=True):
+        height, width, _ = window.shape
         rows = _integers(*_weights(height, size, cubic), narrow)
         columns = _integers(*_weights(width, size, cubic), narrow)
         if tall_first and height > size and height - size > 2 * (width - size):
@@ -36,21 +37,33 @@ def blend_crops(
 
 
 def blend_crops_float(
-    image: torch.Tensor,
-    ids: torch.Tensor,
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
     crops: torch.Tensor,
     background: torch.Tensor,
     ramp: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    pixels, names, faded = image.numpy(), ids.numpy(), background.numpy()
     size = out.shape[-1]
     values = np.empty(out.shape[1:], dtype=np.float32)
-    for crop, result in zip(crops.tolist(), out, strict=True):
-        window = _blend(pixels, names, faded, *crop)
-        rows, columns = _weights(crop[3], size, False), _weights(crop[4], size, False)
+    windows = _windows(images, ids, crops, background)
+    for window, result in zip(windows, out, strict=True):
+        height, width, _ = window.shape
+        rows, columns = _weights(height, size, False), _weights(width, size, False)
         _resize_floats(window, *rows, *columns, ramp.numpy(), values)
         result.copy_(torch.from_numpy(values))
+
+
+def _windows(
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
+    crops: torch.Tensor,
+    background: torch.Tensor,
+) -> Iterator[np.ndarray]:
+    """The crops, one after the other, each faded outside of its segment."""
+    pixels, names = [image.numpy() for image in images], [part.numpy() for part in ids]
+    for i, *crop in crops.tolist():
+        yield _blend(pixels[i], names[i], background.numpy(), *crop)
 
 
 @njit(nogil=True)

@@ -8,13 +8,15 @@ from numba import njit
 _ID, _Y0, _X0, _Y1, _X1, _AREA = range(6)
 
 
-def decode_panoptic(rgb: torch.Tensor, out: torch.Tensor) -> None:
-    _decode(rgb.numpy().reshape(-1), out.numpy().reshape(-1))
+def decode_panoptic(images: list[torch.Tensor], out: list[torch.Tensor]) -> None:
+    for rgb, ids in zip(images, out, strict=True):
+        _decode(rgb.numpy().reshape(-1), ids.numpy().reshape(-1))
 
 
-def panoptic_segments(pixels: torch.Tensor, void_id: int, out: torch.Tensor) -> None:
-    segments = _rgb_segments if pixels.ndim == 3 else _id_segments
-    segments(pixels.numpy(), void_id, out.numpy())
+def panoptic_segments(maps: list[torch.Tensor], void_id: int, out: torch.Tensor) -> None:
+    for pixels, table in zip(maps, out, strict=True):
+        segments = _rgb_segments if pixels.ndim == 3 else _id_segments
+        segments(pixels.numpy(), void_id, table.numpy())
 
 
 def scanline_segments(

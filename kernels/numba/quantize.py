@@ -10,25 +10,22 @@ _CHUNK = 8192  # pixels per mask; the mask stays in L1
 
 
 def percentile_bounds(
-    image: torch.Tensor,
-    low_rank: int,
-    low_fraction: float,
-    high_rank: int,
-    high_fraction: float,
-    out: torch.Tensor,
+    images: list[torch.Tensor], positions: torch.Tensor, out: torch.Tensor
 ) -> None:
-    select = _select_float if image.dtype == torch.float32 else _select_integer
-    for channel, bounds in zip(image.numpy(), out.numpy(), strict=True):
-        below_low, above_low, below_high, above_high = select(
-            channel.reshape(-1), low_rank, high_rank
-        )
-        bounds[0] = _interpolate(below_low, above_low, low_fraction)
-        bounds[1] = _interpolate(below_high, above_high, high_fraction)
+    for image, (low, high), bounds in zip(images, positions.tolist(), out, strict=True):
+        select = _select_float if image.dtype == torch.float32 else _select_integer
+        for channel, row in zip(image.numpy(), bounds.numpy(), strict=True):
+            below_low, above_low, below_high, above_high = select(
+                channel.reshape(-1), int(low), int(high)
+            )
+            row[0] = _interpolate(below_low, above_low, low % 1)
+            row[1] = _interpolate(below_high, above_high, high % 1)
 
 
-def quantize(image: torch.Tensor, ramp: torch.Tensor, out: torch.Tensor) -> None:
-    for channel, row, levels in zip(image.numpy(), ramp.numpy(), out.numpy(), strict=True):
-        quantize_row(channel.reshape(-1), row, levels.reshape(-1))
+def quantize(images: list[torch.Tensor], ramp: torch.Tensor, out: list[torch.Tensor]) -> None:
+    for image, rows, levels in zip(images, ramp.numpy(), out, strict=True):
+        for channel, row, target in zip(image.numpy(), rows, levels.numpy(), strict=True):
+            quantize_row(channel.reshape(-1), row, target.reshape(-1))
 
 
 @njit(nogil=True, error_model="numpy")

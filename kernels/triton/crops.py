@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .batch import PIXELS, describe, pointer
 from .quantize import level
 
 # A table lookup copies bits, so only the width of an element matters.
@@ -11,7 +12,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def gather_crops(
-    image: torch.Tensor,
+    images: list[torch.Tensor],
     origins: torch.Tensor,
     planes: torch.Tensor,
     ramp: torch.Tensor,
@@ -19,23 +20,23 @@ def gather_crops(
     out: torch.Tensor,
 ) -> None:
     crops, count, size, _ = out.shape
-    _, height, width = image.shape
     if out.numel() == 0:
         return
+    batch = describe(((image.data_ptr(), *image.shape[1:]) for image in images), out.device)
     bits = _BITS[out.element_size()]
     rows, columns = 4, triton.next_power_of_2(min(size, 256))
     with torch.cuda.device_of(out):
         _gather[(crops * count, triton.cdiv(size, rows))](
-            image,
+            batch,
             origins,
             planes,
             ramp,
             table.view(bits),
             out.view(bits),
+            len(images[0]),
             count,
-            height,
-            width,
             size,
+            PIXEL=PIXELS[images[0].dtype],
             ROWS=rows,
             COLUMNS=columns,
             enable_fp_fusion=False,
@@ -65,16 +66,16 @@ def pool_crops(
 
 @triton.jit
 def _gather(
-    image,
+    batch,
     origins,
     planes,
     ramp,
     table,
     out,
+    channels,
     count,
-    height,
-    width,
     size,
+    PIXEL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -82,15 +83,18 @@ def _gather(
     crop = block // count
     plane = block % count
     channel = tl.load(planes + plane).to(tl.int64)
-    top = tl.load(origins + crop * 2)
-    left = tl.load(origins + crop * 2 + 1)
+    image = tl.load(origins + crop * 3).to(tl.int64)
+    top = tl.load(origins + crop * 3 + 1)
+    left = tl.load(origins + crop * 3 + 2)
+    height, width = tl.load(batch + image * 3 + 1), tl.load(batch + image * 3 + 2)
+    ramp += (image * channels + channel) * 5
     y = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    source = image + (channel * height + top + y) * width + left
+    source = pointer(batch + image * 3, PIXEL) + (channel * height + top + y) * width + left
     target = out + (block * size + y) * size
     for start in range(0, size, COLUMNS):
         x = start + tl.arange(0, COLUMNS)[None, :]
         inside = (y < size) & (x < size)
-        levels = level(tl.load(source + x, mask=inside, other=0), ramp + channel * 5)
+        levels = level(tl.load(source + x, mask=inside, other=0), ramp)
         values = tl.load(table + plane * 256 + levels, mask=inside, other=0)
         tl.store(target + x, values, mask=inside)
 
@@ -113,7 +117,7 @@ def _pooled(features, crops, dim, d, TAKE_MAX: tl.constexpr):
 
 
 @triton.jit
-def _narrow(value, dtype: tl.constexpr):
+def narrow(value, dtype: tl.constexpr):
     """float32 to `dtype`, to nearest even; Triton's interpreter truncates to bfloat16."""
     if dtype == tl.bfloat16:
         bits = value.to(tl.uint32, bitcast=True)
@@ -150,4 +154,4 @@ def _pool(
         value = _pooled(features, crops, dim, d, TAKE_MAX)
         if L2_NORMALIZE:
             value = (value.to(tl.float64) / norm).to(tl.float32)
-        tl.store(out + d, _narrow(value, out.dtype.element_ty), mask=d < dim)
+        tl.store(out + d, narrow(value, out.dtype.element_ty), mask=d < dim)

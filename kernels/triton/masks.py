@@ -4,13 +4,16 @@ import torch
 import triton
 import triton.language as tl
 
+from .batch import describe, pointer
+from .crops import narrow as cast
+
 # A table lookup copies bits, so only the width of an element matters.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def blend_crops(
-    image: torch.Tensor,
-    ids: torch.Tensor,
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
     crops: torch.Tensor,
     background: torch.Tensor,
     table: torch.Tensor,
@@ -19,34 +22,68 @@ def blend_crops(
     tall_first: bool,
     out: torch.Tensor,
 ) -> None:
+    bits = _BITS[out.element_size()]
+    modes = {"CUBIC": cubic, "NARROW": narrow, "TALL_FIRST": tall_first, "FLOATS": False}
+    _resize(images, ids, crops, background, table.view(bits), out.view(bits), modes)
+
+
+def blend_crops_float(
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
+    crops: torch.Tensor,
+    background: torch.Tensor,
+    ramp: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    modes = {"CUBIC": False, "NARROW": False, "TALL_FIRST": False, "FLOATS": True}
+    _resize(images, ids, crops, background, ramp, out, modes)
+
+
+def _resize(
+    images: list[torch.Tensor],
+    ids: list[torch.Tensor],
+    crops: torch.Tensor,
+    background: torch.Tensor,
+    table: torch.Tensor,
+    out: torch.Tensor,
+    modes: dict[str, bool],
+) -> None:
+    """Integer weights and levels between the passes; or floats throughout, `table` the ramp."""
     count, _, size, _ = out.shape
     if count == 0:
         return
-    height, width, _ = image.shape
-    # The crops' sizes are on the device: room for the largest that the image can hold.
-    longest = max(height, width)
-    taps = 2 * int((2 if cubic else 1) * max(longest / size, 1.0) + 1) + 1
+    # The crops' sizes are on the device: room for the largest that the images can hold.
+    longest = max(side for image in images for side in image.shape[:2])
+    taps = 2 * int((2 if modes["CUBIC"] else 1) * max(longest / size, 1.0) + 1) + 1
     device = out.device
-    weights = torch.empty((count, 2, taps, size), dtype=torch.int32, device=device)
+    batch = describe(
+        (
+            (image.data_ptr(), names.data_ptr(), image.shape[1])
+            for image, names in zip(images, ids, strict=True)
+        ),
+        device,
+    )
+    weight, value = (torch.float32,) * 2 if modes["FLOATS"] else (torch.int32, torch.uint8)
+    weights = torch.empty((count, 2, taps, size), dtype=weight, device=device)
     spans = torch.empty((count, 2, 2, size), dtype=torch.int32, device=device)
     bits = torch.empty((count, 2), dtype=torch.int32, device=device)
-    between = torch.empty((count, longest, 3, size), dtype=torch.uint8, device=device)
+    between = torch.empty((count, longest, 3, size), dtype=value, device=device)
     block = triton.next_power_of_2(min(size, 256))
     rows = 4
-    modes = {"TALL_FIRST": tall_first, "ROWS": rows, "BLOCK": block}
-    values = _BITS[out.element_size()]
+    passes = {
+        "TALL_FIRST": modes["TALL_FIRST"], "FLOATS": modes["FLOATS"], "ROWS": rows, "BLOCK": block
+    }  # fmt: skip
     with torch.cuda.device_of(out):
         _weigh[(count, 2)](
             crops, weights, spans, bits, taps, size,
-            CUBIC=cubic, NARROW=narrow, BLOCK=block, enable_fp_fusion=False,
+            CUBIC=modes["CUBIC"], NARROW=modes["NARROW"], FLOATS=modes["FLOATS"], BLOCK=block,
+            enable_fp_fusion=False,
         )  # fmt: skip
         _first_pass[(count, triton.cdiv(longest, rows))](
-            image, ids, crops, background, weights, spans, bits, between, width, longest, taps,
-            size, **modes,
+            batch, crops, background, weights, spans, bits, between, longest, taps, size, **passes,
         )  # fmt: skip
         _second_pass[(count, triton.cdiv(size, rows))](
-            crops, weights, spans, bits, between, table.view(values), out.view(values), longest,
-            taps, size, **modes,
+            crops, weights, spans, bits, between, table, out, longest, taps, size, **passes,
         )  # fmt: skip
 
 
@@ -80,11 +117,12 @@ def _weigh(
     size,
     CUBIC: tl.constexpr,
     NARROW: tl.constexpr,
+    FLOATS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Weights of one axis of one crop; their sums in order, as Pillow and torch take them."""
     axis = tl.program_id(0).to(tl.int64) * 2 + tl.program_id(1)
-    length = tl.load(crops + tl.program_id(0) * 5 + 3 + tl.program_id(1))
+    length = tl.load(crops + tl.program_id(0) * 6 + 4 + tl.program_id(1))
     scale = length.to(tl.float64) / tl.cast(size, tl.float64)
     stretch = tl.where(scale < 1, tl.full([], 1, tl.float64), scale)
     step = tl.full([], 1, tl.float64) / stretch
@@ -125,15 +163,23 @@ def _weigh(
         total = tl.where(i < size, total, 1.0)
         for k in range(0, most):
             weight = _raw_weight(first + k, center, step, CUBIC) / total
-            scaled = weight * unit
-            fixed = (scaled + tl.where(weight < 0, -0.5, 0.5)).to(tl.int32)
-            fixed = tl.where(first + k < last, fixed, 0)
-            tl.store(weights + (axis * taps + k) * size + i, fixed, mask=i < size)
+            if FLOATS:
+                final = weight.to(tl.float32)
+            else:
+                final = (weight * unit + tl.where(weight < 0, -0.5, 0.5)).to(tl.int32)
+            final = tl.where(first + k < last, final, 0)
+            tl.store(weights + (axis * taps + k) * size + i, final, mask=i < size)
 
 
 @triton.jit
 def _down_first(height, width, size, TALL_FIRST: tl.constexpr):
     return ((height > size) & (height - size > 2 * (width - size))) if TALL_FIRST else False
+
+
+@triton.jit
+def _zero(precision, FLOATS: tl.constexpr):
+    """What a sum starts from: half a level where it will be cut to levels."""
+    return 0.0 if FLOATS else (1 << precision) >> 1
 
 
 @triton.jit
@@ -143,35 +189,52 @@ def _levels(sums, precision):
 
 
 @triton.jit
+def _between(sums, precision, FLOATS: tl.constexpr):
+    return sums if FLOATS else _levels(sums, precision).to(tl.uint8)
+
+
+@triton.jit
+def _final(sums, precision, table, c: tl.constexpr, dtype: tl.constexpr, FLOATS: tl.constexpr):
+    """What the model gets for channel `c`: looked up, or by its mean and std."""
+    if FLOATS:
+        mean, std = tl.load(table + c), tl.load(table + 3 + c)
+        return cast(tl.div_rn(tl.div_rn(sums, 255.0) - mean, std), dtype)
+    else:
+        return tl.load(table + 256 * c + _levels(sums, precision))
+
+
+@triton.jit
 def _first_pass(
-    image,
-    ids,
+    batch,
     crops,
     background,
     weights,
     spans,
     bits,
     between,
-    pitch,
     longest,
     taps,
     size,
     TALL_FIRST: tl.constexpr,
+    FLOATS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Along one axis; `j` are the pixels of the other one, `i` the outputs."""
     crop = tl.program_id(0).to(tl.int64)
-    segment = tl.load(crops + crop * 5)
-    top = tl.load(crops + crop * 5 + 1).to(tl.int64)
-    left = tl.load(crops + crop * 5 + 2)
-    height, width = tl.load(crops + crop * 5 + 3), tl.load(crops + crop * 5 + 4)
+    own = batch + tl.load(crops + crop * 6).to(tl.int64) * 3
+    image, ids = pointer(own, tl.uint8), pointer(own + 1, tl.int32)
+    pitch = tl.load(own + 2)
+    segment = tl.load(crops + crop * 6 + 1)
+    top = tl.load(crops + crop * 6 + 2)
+    left = tl.load(crops + crop * 6 + 3)
+    height, width = tl.load(crops + crop * 6 + 4), tl.load(crops + crop * 6 + 5)
     down = _down_first(height, width, size, TALL_FIRST)
     axis = crop * 2 + tl.where(down, 0, 1)
     i_step, j_step = tl.where(down, pitch, 1), tl.where(down, 1, pitch)
     length, others = tl.where(down, height, width), tl.where(down, width, height)
     precision = tl.load(bits + axis)
-    half = (1 << precision) >> 1
+    kind: tl.constexpr = weights.dtype.element_ty
     j = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     most = tl.minimum(taps, length)
     if tl.program_id(1) * ROWS < others:
@@ -179,7 +242,7 @@ def _first_pass(
             i = start + tl.arange(0, BLOCK)[None, :]
             first = tl.load(spans + axis * 2 * size + i, mask=i < size, other=0)
             last = tl.load(spans + (axis * 2 + 1) * size + i, mask=i < size, other=0)
-            red = tl.zeros([ROWS, BLOCK], tl.int32) + half
+            red = tl.zeros([ROWS, BLOCK], kind) + _zero(precision, FLOATS)
             green = red
             blue = red
             for k in range(0, most):
@@ -193,14 +256,14 @@ def _first_pass(
                 r = tl.where(seen, r, tl.load(background + r))
                 g = tl.where(seen, g, tl.load(background + g))
                 b = tl.where(seen, b, tl.load(background + b))
-                red += weight * r.to(tl.int32)
-                green += weight * g.to(tl.int32)
-                blue += weight * b.to(tl.int32)
+                red += weight * r.to(kind)
+                green += weight * g.to(kind)
+                blue += weight * b.to(kind)
             target = between + (crop * longest + j) * 3 * size + i
             inside = (j < others) & (i < size)
-            tl.store(target, _levels(red, precision).to(tl.uint8), mask=inside)
-            tl.store(target + size, _levels(green, precision).to(tl.uint8), mask=inside)
-            tl.store(target + 2 * size, _levels(blue, precision).to(tl.uint8), mask=inside)
+            tl.store(target, _between(red, precision, FLOATS), mask=inside)
+            tl.store(target + size, _between(green, precision, FLOATS), mask=inside)
+            tl.store(target + 2 * size, _between(blue, precision, FLOATS), mask=inside)
 
 
 @triton.jit
@@ -216,18 +279,19 @@ def _second_pass(
     taps,
     size,
     TALL_FIRST: tl.constexpr,
+    FLOATS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Along the other axis; `j` are its outputs, `i` those of the first one."""
     crop = tl.program_id(0).to(tl.int64)
-    height, width = tl.load(crops + crop * 5 + 3), tl.load(crops + crop * 5 + 4)
+    height, width = tl.load(crops + crop * 6 + 4), tl.load(crops + crop * 6 + 5)
     down = _down_first(height, width, size, TALL_FIRST)
     axis = crop * 2 + tl.where(down, 1, 0)
     i_step, j_step = tl.where(down, size, 1), tl.where(down, 1, size)
     length = tl.where(down, width, height)
     precision = tl.load(bits + axis)
-    half = (1 << precision) >> 1
+    kind: tl.constexpr = weights.dtype.element_ty
     j = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     first = tl.load(spans + axis * 2 * size + j, mask=j < size, other=0)
     last = tl.load(spans + (axis * 2 + 1) * size + j, mask=j < size, other=0)
@@ -235,18 +299,19 @@ def _second_pass(
     plane = tl.cast(size, tl.int64) * size
     for start in range(0, size, BLOCK):
         i = start + tl.arange(0, BLOCK)[None, :]
-        red = tl.zeros([ROWS, BLOCK], tl.int32) + half
+        red = tl.zeros([ROWS, BLOCK], kind) + _zero(precision, FLOATS)
         green = red
         blue = red
         for k in range(0, most):
             inside = (first + k < last) & (i < size)
             weight = tl.load(weights + (axis * taps + k) * size + j, mask=j < size, other=0)
             source = between + (crop * longest + first + k) * 3 * size + i
-            red += weight * tl.load(source, mask=inside, other=0).to(tl.int32)
-            green += weight * tl.load(source + size, mask=inside, other=0).to(tl.int32)
-            blue += weight * tl.load(source + 2 * size, mask=inside, other=0).to(tl.int32)
+            red += weight * tl.load(source, mask=inside, other=0).to(kind)
+            green += weight * tl.load(source + size, mask=inside, other=0).to(kind)
+            blue += weight * tl.load(source + 2 * size, mask=inside, other=0).to(kind)
         inside = (j < size) & (i < size)
         target = out + crop * 3 * plane + j * j_step + i * i_step
-        tl.store(target, tl.load(table + _levels(red, precision)), mask=inside)
-        tl.store(target + plane, tl.load(table + 256 + _levels(green, precision)), mask=inside)
-        tl.store(target + 2 * plane, tl.load(table + 512 + _levels(blue, precision)), mask=inside)
+        dtype: tl.constexpr = out.dtype.element_ty
+        tl.store(target, _final(red, precision, table, 0, dtype, FLOATS), mask=inside)
+        tl.store(target + plane, _final(green, precision, table, 1, dtype, FLOATS), mask=inside)
+        tl.store(target + 2 * plane, _final(blue, precision, table, 2, dtype, FLOATS), mask=inside)

@@ -4,32 +4,39 @@ import torch
 import triton
 import triton.language as tl
 
+from .batch import describe, pointer
+
 _FREE = tl.constexpr(-(2**63))  # the id of a row without segment
 _FAR = tl.constexpr(2**31)
 
 
-def decode_panoptic(rgb: torch.Tensor, out: torch.Tensor) -> None:
-    pixels = out.numel()
+def decode_panoptic(images: list[torch.Tensor], out: list[torch.Tensor]) -> None:
+    batch = describe(
+        (
+            (rgb.data_ptr(), ids.data_ptr(), ids.numel())
+            for rgb, ids in zip(images, out, strict=True)
+        ),
+        out[0].device,
+    )
     block = 1024
-    with torch.cuda.device_of(out):
-        _decode[(triton.cdiv(pixels, block),)](
-            rgb, out, pixels, BLOCK=block, enable_fp_fusion=False
-        )
+    pixels = max(ids.numel() for ids in out)
+    with torch.cuda.device_of(out[0]):
+        _decode[(triton.cdiv(pixels, block), len(out))](batch, BLOCK=block, enable_fp_fusion=False)
 
 
-def panoptic_segments(pixels: torch.Tensor, void_id: int, out: torch.Tensor) -> None:
-    height, width = pixels.shape[:2]
-    slots = len(out) - 1
+def panoptic_segments(maps: list[torch.Tensor], void_id: int, out: torch.Tensor) -> None:
+    batch = describe(((pixels.data_ptr(), *pixels.shape[:2]) for pixels in maps), out.device)
+    height, width = (max(pixels.shape[axis] for pixels in maps) for axis in (0, 1))
+    slots = out.shape[1] - 1
     block = min(512, triton.next_power_of_2(width))
     with torch.cuda.device_of(out):
-        _clear[(triton.cdiv(slots, 256),)](out, slots, BLOCK=256, enable_fp_fusion=False)
-        _segments[(height, triton.cdiv(width, block))](
-            pixels,
+        _clear[(triton.cdiv(slots, 256), len(maps))](out, slots, BLOCK=256, enable_fp_fusion=False)
+        _segments[(height, triton.cdiv(width, block), len(maps))](
+            batch,
             out,
-            width,
             slots,
             void_id,
-            COLOURS=pixels.ndim == 3,
+            COLOURS=maps[0].ndim == 3,
             BLOCK=block,
             enable_fp_fusion=False,
         )
@@ -44,14 +51,21 @@ def _id_of(rgb, pixel, inside):
 
 
 @triton.jit
-def _decode(rgb, out, pixels, BLOCK: tl.constexpr):
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def _decode(batch, BLOCK: tl.constexpr):
+    own = batch + tl.program_id(1) * 3
+    pixels = tl.load(own + 2)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    if first >= pixels:
+        return
+    pixel = first + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    tl.store(out + pixel, _id_of(rgb, pixel, inside), mask=inside)
+    ids = _id_of(pointer(own, tl.uint8), pixel, inside)
+    tl.store(pointer(own + 1, tl.int32) + pixel, ids, mask=inside)
 
 
 @triton.jit
-def _clear(table, slots, BLOCK: tl.constexpr):
+def _clear(tables, slots, BLOCK: tl.constexpr):
+    table = tables + tl.program_id(1).to(tl.int64) * 6 * (1 + slots)
     slot = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = slot < slots
     row = table + 6 + 6 * slot
@@ -70,10 +84,16 @@ def _later(a, b):
 
 
 @triton.jit
-def _segments(pixels, table, width, slots, void_id, COLOURS: tl.constexpr, BLOCK: tl.constexpr):
+def _segments(batch, tables, slots, void_id, COLOURS: tl.constexpr, BLOCK: tl.constexpr):
     """A stretch of one row; runs that leave it are added in parts."""
+    own = batch + tl.program_id(2) * 3
+    table = tables + tl.program_id(2).to(tl.int64) * 6 * (1 + slots)
+    height, width = tl.load(own + 1), tl.load(own + 2)
     y = tl.program_id(0).to(tl.int64)
     begin = tl.program_id(1) * BLOCK
+    if (y >= height) | (begin >= width):
+        return
+    pixels = pointer(own, tl.uint8 if COLOURS else tl.int32)
     x = begin + tl.arange(0, BLOCK)
     pixel = y * width + x
     inside = x < width

@@ -4,68 +4,83 @@ import torch
 import triton
 import triton.language as tl
 
+from .batch import PIXELS, describe, pointer, upload
+
 _BINS = tl.constexpr(256)  # a byte of the keys per level: tl.histogram's cost grows with its bins
 _TARGETS = tl.constexpr(4)  # low rank, the rank above it, high rank, the rank above it
 
 
 def percentile_bounds(
-    image: torch.Tensor,
-    low_rank: int,
-    low_fraction: float,
-    high_rank: int,
-    high_fraction: float,
-    out: torch.Tensor,
+    images: list[torch.Tensor], positions: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Radix select, a byte of the pixels' keys per level. Nothing returns to the host."""
-    channels, pixels = len(image), image[0].numel()
-    bits = 8 * image.element_size()
+    count, channels, _ = out.shape
+    pixels = [image[0].numel() for image in images]
+    bits = 8 * images[0].element_size()
     block, blocks = 4096, 8
     device = out.device
-    counts = torch.zeros((bits // 8, channels, 4, 256), dtype=torch.int64, device=device)
-    not_finite = torch.zeros(channels, dtype=torch.int32, device=device)
-    ranks = torch.empty((channels, 4), dtype=torch.int64, device=device)
-    prefixes = torch.empty((channels, 4), dtype=torch.int64, device=device)
+    ranks = positions.long()
+    batch = describe(
+        (
+            (image.data_ptr(), number, *rank)
+            for image, number, rank in zip(images, pixels, ranks.tolist(), strict=True)
+        ),
+        device,
+    )
+    # From the nearer neighbour: negative from the one above. Rounded to float32 here, after
+    # the subtraction in float64.
+    ways = positions - ranks
+    ways = upload(torch.where(ways < 0.5, ways, ways - 1).float(), device)
+    counts = torch.zeros((bits // 8, count * channels, 4, 256), dtype=torch.int64, device=device)
+    not_finite = torch.zeros(count * channels, dtype=torch.int32, device=device)
+    rests = torch.empty((count * channels, 4), dtype=torch.int64, device=device)
+    prefixes = torch.empty((count * channels, 4), dtype=torch.int64, device=device)
     with torch.cuda.device_of(out):
         for level in range(bits // 8):
             shift = bits - 8 * (level + 1)
-            _count[(triton.cdiv(pixels, block * blocks), channels)](
-                image,
+            _count[(triton.cdiv(max(pixels), block * blocks), count * channels)](
+                batch,
                 prefixes,
                 counts[level],
                 not_finite,
-                pixels,
+                channels,
+                PIXEL=PIXELS[images[0].dtype],
                 BITS=bits,
                 SHIFT=shift,
                 BLOCK=block,
                 BLOCKS=blocks,
             )
-            _settle[(channels,)](
+            _settle[(count * channels,)](
+                batch,
+                ways,
                 counts[level],
-                ranks,
+                rests,
                 prefixes,
                 not_finite,
                 out,
-                pixels,
-                low_rank,
-                high_rank,
-                # Rounded to float32 here, after the subtraction in float64.
-                min(low_fraction, 1 - low_fraction),
-                min(high_fraction, 1 - high_fraction),
-                low_fraction < 0.5,
-                high_fraction < 0.5,
+                channels,
                 BITS=bits,
                 SHIFT=shift,
                 enable_fp_fusion=False,
             )
 
 
-def quantize(image: torch.Tensor, ramp: torch.Tensor, out: torch.Tensor) -> None:
-    channels, pixels = len(image), image[0].numel()
+def quantize(images: list[torch.Tensor], ramp: torch.Tensor, out: list[torch.Tensor]) -> None:
+    channels = len(images[0])
+    pixels = [image[0].numel() for image in images]
+    batch = describe(
+        (
+            (image.data_ptr(), levels.data_ptr(), number)
+            for image, levels, number in zip(images, out, pixels, strict=True)
+        ),
+        ramp.device,
+    )
     block = 1024
-    with torch.cuda.device_of(out):
-        _quantize[(triton.cdiv(pixels, block), channels)](
-            image, ramp, out, pixels, BLOCK=block, enable_fp_fusion=False
-        )
+    with torch.cuda.device_of(ramp):
+        _quantize[(triton.cdiv(max(pixels), block), channels, len(images))](
+            batch, ramp, channels, PIXEL=PIXELS[images[0].dtype], BLOCK=block,
+            enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -90,13 +105,19 @@ def level(x, ramp):
 
 
 @triton.jit
-def _quantize(image, ramp, out, pixels, BLOCK: tl.constexpr):
+def _quantize(batch, ramp, channels, PIXEL: tl.constexpr, BLOCK: tl.constexpr):
     channel = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    own = batch + tl.program_id(2) * 3
+    pixels = tl.load(own + 2)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    if first >= pixels:
+        return
+    pixel = first + tl.arange(0, BLOCK)
     inside = pixel < pixels
-    x = tl.load(image + channel * pixels + pixel, mask=inside, other=0)
-    levels = level(x, ramp + channel * 5)
-    tl.store(out + channel * pixels + pixel, levels.to(tl.uint8), mask=inside)
+    x = tl.load(pointer(own, PIXEL) + channel * pixels + pixel, mask=inside, other=0)
+    levels = level(x, ramp + (tl.program_id(2) * channels + channel) * 5)
+    target = pointer(own + 1, tl.uint8) + channel * pixels + pixel
+    tl.store(target, levels.to(tl.uint8), mask=inside)
 
 
 @triton.jit
@@ -122,20 +143,25 @@ def _value(key, BITS: tl.constexpr):
 
 @triton.jit
 def _count(
-    image,
+    batch,
     prefixes,
     counts,
     not_finite,
-    pixels,
+    channels,
+    PIXEL: tl.constexpr,
     BITS: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
     """Counts the next byte of the pixels that agree with a target in all bytes before it."""
-    channel = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(1).to(tl.int64)  # of all the images'
+    own = batch + channel // channels * 4
+    pixels = tl.load(own + 1)
     start = tl.program_id(0).to(tl.int64) * BLOCK * BLOCKS
-    image += channel * pixels
+    if start >= pixels:
+        return
+    image = pointer(own, PIXEL) + channel % channels * pixels
     counts += channel * _TARGETS * _BINS
     prefixes += channel * _TARGETS
     FIRST: tl.constexpr = SHIFT + 8 == BITS
@@ -168,34 +194,31 @@ def _count(
                     tl.store(not_finite + channel, 1)
 
 
-@triton.jit(do_not_specialize=["low_rank", "high_rank"])
+@triton.jit
 def _settle(
+    batch,
+    ways,
     counts,
-    ranks,
+    rests,
     prefixes,
     not_finite,
     out,
-    pixels,
-    low_rank,
-    high_rank,
-    low_way,
-    high_way,
-    low_from_below,
-    high_from_below,
+    channels,
     BITS: tl.constexpr,
     SHIFT: tl.constexpr,
 ):
     """Finds the byte in which each target's rank falls; after the last one, the percentiles."""
-    channel = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(0).to(tl.int64)  # of all the images'
+    image = channel // channels
     counts += channel * _TARGETS * _BINS
     target = tl.arange(0, _TARGETS)
     if SHIFT + 8 == BITS:
-        rank = tl.where(target < 2, low_rank, high_rank).to(tl.int64) + target % 2
-        rank = tl.minimum(rank, pixels - 1)
+        rank = tl.load(batch + image * 4 + 2 + target // 2) + target % 2
+        rank = tl.minimum(rank, tl.load(batch + image * 4 + 1) - 1)
         prefix = tl.zeros([_TARGETS], dtype=tl.int64)
         table = tl.zeros([_TARGETS], dtype=tl.int32)
     else:
-        rank = tl.load(ranks + channel * _TARGETS + target)
+        rank = tl.load(rests + channel * _TARGETS + target)
         prefix = tl.load(prefixes + channel * _TARGETS + target)
         others = tl.load(prefixes + channel * _TARGETS + target[None, :])
         # Targets of the same prefix share the counts of the first of them.
@@ -207,15 +230,13 @@ def _settle(
     passed = through <= rank[:, None]
     prefix = prefix * _BINS + tl.sum(passed.to(tl.int64), axis=1)
     rank -= tl.sum(tl.where(passed, count, 0), axis=1)
-    tl.store(ranks + channel * _TARGETS + target, rank)
+    tl.store(rests + channel * _TARGETS + target, rank)
     tl.store(prefixes + channel * _TARGETS + target, prefix)
     if SHIFT == 0:
         for side in tl.static_range(2):
             below = _value(tl.sum(tl.where(target == 2 * side, prefix, 0), axis=0), BITS)
             above = _value(tl.sum(tl.where(target == 2 * side + 1, prefix, 0), axis=0), BITS)
-            way = high_way if side else low_way
-            from_below = high_from_below if side else low_from_below
-            gap = above - below
-            bound = tl.where(from_below, below + gap * way, above - gap * way)
+            way = tl.load(ways + image * 2 + side)
+            bound = tl.where(way < 0, above, below) + (above - below) * way
             bound = tl.where(tl.load(not_finite + channel) != 0, float("nan"), bound)
             tl.store(out + channel * 2 + side, bound)

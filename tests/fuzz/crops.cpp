@@ -81,10 +81,11 @@ void check_gather(Pixel pixel, unsigned seed) {
   const auto image = image_of<T>(random, channels * height * width);
   std::vector<Ramp> ramps(channels);
   for (Ramp& ramp : ramps) ramp = ramp_of(random);
-  std::vector<int32_t> origins, planes;
+  std::vector<Origin> origins;
+  std::vector<int32_t> planes;
   for (int64_t n = 0; n < crops; ++n) {
-    origins.push_back(static_cast<int32_t>(below(random, height - size + 1)));
-    origins.push_back(static_cast<int32_t>(below(random, width - size + 1)));
+    const auto y = static_cast<int32_t>(below(random, height - size + 1));
+    origins.push_back({0, y, static_cast<int32_t>(below(random, width - size + 1))});
   }
   for (int64_t p = 0; p < count; ++p) {
     planes.push_back(static_cast<int32_t>(below(random, channels)));
@@ -105,9 +106,9 @@ void check_gather(Pixel pixel, unsigned seed) {
   for (int64_t n = 0; n < crops; ++n) {
     for (int64_t p = 0; p < count; ++p) {
       for (int64_t y = 0; y < size; ++y) {
-        const int64_t row = planes[p] * height + origins[2 * n] + y;
+        const int64_t row = planes[p] * height + origins[n].y + y;
         for (int64_t x = 0; x < size; ++x) {
-          expected.push_back(table[256 * p + levels[row * width + origins[2 * n + 1] + x]]);
+          expected.push_back(table[256 * p + levels[row * width + origins[n].x + x]]);
         }
       }
     }

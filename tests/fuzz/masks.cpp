@@ -42,9 +42,9 @@ Scene scene_of(std::mt19937& random) {
     const int64_t top = below(scene.height), left = below(scene.width);
     const int64_t height = s == 0 ? scene.height - top : 1 + below(scene.height - top);
     const int64_t width = s == 0 ? scene.width - left : 1 + below(scene.width - left);
-    scene.crops.push_back({static_cast<int32_t>(below(3) * 0x7fff8001), static_cast<int32_t>(top),
-                           static_cast<int32_t>(left), static_cast<int32_t>(height),
-                           static_cast<int32_t>(width)});
+    scene.crops.push_back({0, static_cast<int32_t>(below(3) * 0x7fff8001),
+                           static_cast<int32_t>(top), static_cast<int32_t>(left),
+                           static_cast<int32_t>(height), static_cast<int32_t>(width)});
   }
   return scene;
 }

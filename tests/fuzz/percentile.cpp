@@ -103,10 +103,38 @@ void check_twins(const std::vector<T>& image, T lo, T hi, unsigned seed) {
 #endif
 
 template <class T, int kLevel = 0>
-void launch(const PercentileBounds& op, Index3 grid, BlockOnCpu& block) {
+void launch(const PercentileBounds* batch, Index3 grid, BlockOnCpu& block) {
   if constexpr (kLevel < cuda::kLevels<T>) {
-    block.launch(grid, [&] { cuda::percentile_kernel<T, kLevel>(op); });
-    launch<T, kLevel + 1>(op, grid, block);
+    block.launch(grid, [&] { cuda::percentile_kernel<T, kLevel>(batch); });
+    launch<T, kLevel + 1>(batch, grid, block);
+  }
+}
+
+template <class T>
+std::vector<float> sorted_bounds(const PercentileBounds& op) {
+  std::vector<float> bounds;
+  for (int64_t c = 0; c < op.channels; ++c) {
+    const T* channel = static_cast<const T*>(op.image) + c * op.pixels;
+    std::vector<float> sorted(channel, channel + op.pixels);
+    const bool all =
+        std::all_of(sorted.begin(), sorted.end(), [](float x) { return std::isfinite(x); });
+    if (all) std::sort(sorted.begin(), sorted.end());
+    for (const Rank& at : {op.low, op.high}) {
+      const float above = sorted[std::min(at.rank + 1, op.pixels - 1)];
+      bounds.push_back(all ? interpolate(sorted[at.rank], above, at.fraction) : NAN);
+    }
+  }
+  return bounds;
+}
+
+template <class T>
+void compare(const char* what, unsigned seed, const PercentileBounds& op) {
+  const std::vector<float> expected = sorted_bounds<T>(op);
+  for (int64_t c = 0; c < op.channels; ++c) {
+    const float *ours = op.out + 2 * c, *theirs = expected.data() + 2 * c;
+    if (!same(ours[0], theirs[0]) || !same(ours[1], theirs[1])) {
+      fail<T>(what, seed, op, ours, theirs);
+    }
   }
 }
 
@@ -141,43 +169,30 @@ void check(unsigned seed) {
   op.low.fraction = fraction(op.low.rank);
   op.high.fraction = fraction(op.high.rank);
 
-  std::vector<float> expected;
-  for (int64_t c = 0; c < channels; ++c) {
-    std::vector<float> sorted(image.begin() + c * pixels, image.begin() + (c + 1) * pixels);
-    const bool all =
-        std::all_of(sorted.begin(), sorted.end(), [](float x) { return std::isfinite(x); });
-    if (all) std::sort(sorted.begin(), sorted.end());
-    for (const Rank& at : {op.low, op.high}) {
-      const float above = sorted[std::min(at.rank + 1, pixels - 1)];
-      expected.push_back(all ? interpolate(sorted[at.rank], above, at.fraction) : NAN);
-    }
-  }
 #ifdef FASTEMBED_AVX512
   check_twins(image, image[random() % image.size()], image[random() % image.size()], seed);
 #endif
 
-  const auto compare = [&](const char* what, const std::vector<float>& out) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const float *ours = out.data() + 2 * c, *theirs = expected.data() + 2 * c;
-      if (!same(ours[0], theirs[0]) || !same(ours[1], theirs[1])) {
-        fail<T>(what, seed, op, ours, theirs);
-      }
-    }
-  };
-
-  std::vector<float> out(2 * channels, -1.0f);
+  std::vector<float> out(4 * channels, -1.0f);
   op.out = out.data();
   cpu::percentile_bounds(op);
-  compare("cpu", out);
+  compare<T>("cpu", seed, op);
 
   if (seed % 8 != 0) return;  // a thousand times slower
   static BlockOnCpu block(cuda::kThreads, seed);
-  std::vector<cuda::Progress> progress(channels);
+  std::vector<cuda::Progress> progress(2 * channels);
   std::fill(out.begin(), out.end(), -1.0f);
   op.scratch = progress.data();
+  // A batch: the same memory once more, as a smaller image.
+  PercentileBounds batch[] = {op, op};
+  PercentileBounds& smaller = batch[1];
+  smaller.pixels = 1 + random() % pixels;
+  for (Rank* at : {&smaller.low, &smaller.high}) at->rank = std::min(at->rank, smaller.pixels - 1);
+  smaller.out += 2 * channels;
+  smaller.scratch = progress.data() + channels;
   const auto blocks = static_cast<unsigned>(1 + random() % 4);
-  launch<T>(op, {static_cast<unsigned>(channels), blocks}, block);
-  compare("cuda", out);
+  launch<T>(batch, {static_cast<unsigned>(2 * channels), blocks}, block);
+  for (const PercentileBounds& one : batch) compare<T>("cuda", seed, one);
 }
 
 }  // namespace
