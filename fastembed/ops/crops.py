@@ -7,6 +7,7 @@ cast are one table per output plane, exact by construction.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -151,13 +152,13 @@ def gather_crops(
                 f"quantize must be a rule or float32 ramps {list(wanted)}; "
                 f"got {dtype_name(ramp.dtype)} {list(ramp.shape)}"
             )
-    table = level_table(mean, std, dtype, len(planes))
+    table = kept_level_table(mean, std, dtype, len(planes))
     result = as_output(out, (len(rows), len(planes), size, size), dtype, device)
     run = dispatch.resolve("crops", "gather_crops", device, backend)
     run(
         tensors,
         upload(rows, device),
-        upload(torch.tensor(planes, dtype=torch.int32), device),
+        upload(_selection(tuple(planes)), device),
         upload(ramp, device).reshape(shape).contiguous(),
         upload(table, device),
         result,
@@ -238,6 +239,29 @@ def level_table(
             raise ValueError("dtype uint8 gives the levels themselves: mean must be 0 and std 1")
         return levels.to(torch.uint8).expand(planes, 256).contiguous()
     return ((levels / 255 - mean) / std).to(dtype)
+
+
+def kept_level_table(
+    mean: float | Sequence[float] | Array, std: float | Sequence[float] | Array,
+    dtype: torch.dtype, planes: int,
+) -> torch.Tensor:  # fmt: skip
+    """`level_table`, made once: for a small crop it would take as long as the kernel. Nobody may
+    write into it."""
+    return _kept_level_table(_hashable(mean), _hashable(std), dtype, planes)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_level_table(mean, std, dtype: torch.dtype, planes: int) -> torch.Tensor:
+    return level_table(mean, std, dtype, planes)
+
+
+def _hashable(values: float | Sequence[float] | Array) -> float | tuple[float, ...]:
+    return values if isinstance(values, (int, float)) else tuple(float(value) for value in values)
+
+
+@functools.lru_cache(maxsize=64)
+def _selection(planes: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(planes, dtype=torch.int32)
 
 
 def pool_crops(

@@ -40,7 +40,7 @@ from .arrays import (
     per_channel,
     upload,
 )
-from .crops import level_table
+from .crops import kept_level_table
 
 
 class FixedPoint(NamedTuple):
@@ -155,7 +155,7 @@ def blend_crops(
         raise ValueError(f"size must be >= 1; got {size}")
     if resize not in RESIZES:
         raise ValueError(f"resize must be one of {', '.join(RESIZES)}; got {resize!r}")
-    table = _level_table(_key(mean), _key(std), dtype)
+    table = kept_level_table(mean, std, dtype, 3)
     result = as_output(out, (len(crops), 3, size, size), dtype, device)
     arguments = (
         [tensor.contiguous() for tensor in pixels],
@@ -213,18 +213,6 @@ def padded_crops(
     extent = xp.minimum(high + pad + 1, limit) - top_left
     columns = [beside(owners[:, None], boxes), ids[:, None], top_left, extent]
     return torch.as_tensor(xp.asarray(xp.concatenate(columns, axis=1), dtype=xp.int32))
-
-
-def _key(values: float | Sequence[float] | Array) -> float | tuple[float, ...]:
-    return values if isinstance(values, (int, float)) else tuple(float(value) for value in values)
-
-
-# Kept: for a small crop the tables would take as long as the kernel. Nobody writes into them.
-@functools.lru_cache(maxsize=64)
-def _level_table(
-    mean: float | tuple[float, ...], std: float | tuple[float, ...], dtype: torch.dtype
-) -> torch.Tensor:
-    return level_table(mean, std, dtype, 3)
 
 
 @functools.lru_cache(maxsize=64)
