@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(BIN)/fastembed demo --out demo_out
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=median --quiet

@@ -2,9 +2,10 @@
 
 python benchmarks/gpu.py [NAME.csv]
 
-Builds the native kernels for this device, runs the op tests on CUDA tensors with native and
-Triton required and nothing interpreted, then times every op on every backend beside the
-device's own copy bandwidth. The CSV goes to benchmarks/results/, to be committed.
+Builds the native kernels for this device, runs the tests of ops and runtimes on CUDA with native
+and Triton required and nothing interpreted, then times every op on every backend beside the
+device's own copy bandwidth, and every model and runtime beside its upstream library and the
+device's matmul rate. The CSV goes to benchmarks/results/, to be committed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ def main(arguments: list[str]) -> int:
     }
     environment.pop("TRITON_INTERPRET", None)
     install = ["pip", "install", "--no-build-isolation", "--no-deps", "--editable", "."]
-    tests = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if _is_of_ops(path)]
+    tests = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if _is_of_gpu(path)]
     steps = [
         install,
         ["pytest", *tests],
-        ["pytest", "benchmarks/test_ops.py", "--benchmark-enable", "--benchmark-columns=median"],
+        [
+            "pytest", "benchmarks/test_ops.py", "benchmarks/test_engines.py",
+            "--benchmark-enable", "--benchmark-columns=median",
+        ],
     ]
     for step in steps:
         print("$ python -m " + " ".join(step), flush=True)
@@ -49,10 +53,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _is_of_ops(path: Path) -> bool:
-    """Whether a test file runs kernels: such files take their device from conftest."""
+def _is_of_gpu(path: Path) -> bool:
+    """Whether a test file uses the GPU: kernels take their device from conftest."""
     text = path.read_text()
-    return "DEVICE" in text or "native" in path.name
+    return "DEVICE" in text or "native" in path.name or "runtimes" in path.name
 
 
 if __name__ == "__main__":

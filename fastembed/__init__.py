@@ -6,13 +6,13 @@ The public API, one page:
   `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`, `check_finite`;
   `decode_panoptic`, `panoptic_segments`, `panoptic_png_segments` and what the last two give,
   `Segments`; `blend_crops`. Most take one image or a list of images
-- nouns: sources `TensorCsv`, `TensorPostgres`; recipe `MultiCrop`; `load_engine`; sink
-  `NpyPerSample`; indexes `Tsv`, `Postgres`
+- nouns: sources `TensorCsv`, `TensorPostgres`; recipe `MultiCrop`; `load_engine`, and
+  `model_input` for a single image; sink `NpyPerSample`; indexes `Tsv`, `Postgres`
 - verb: `extract`, which returns a `Report`
 - after it: `fastembed.datasets`
 """
 
-from .engines import load_engine
+from .engines import load_engine, model_input
 from .indexes import Postgres, Tsv
 from .ops import (
     Percentile,
@@ -54,6 +54,7 @@ __all__ = [
     "extract",
     "gather_crops",
     "load_engine",
+    "model_input",
     "panoptic_png_segments",
     "panoptic_segments",
     "percentile_bounds",

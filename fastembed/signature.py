@@ -11,7 +11,7 @@ from pathlib import Path
 FILE_NAME = "fastembed.json"
 
 # Raised whenever a change to the library changes the bits of an output.
-SEMANTICS_VERSION = 1
+SEMANTICS_VERSION = 2
 
 
 class SignatureMismatch(ValueError):

@@ -406,6 +406,11 @@ def test_missing_tensorrt_names_the_extra(monkeypatch):
         ({"runtime": "onnx", "device": "cpu", "precision": "fp16"}, "fp16.*CPU"),
         ({"runtime": "onnx", "device": "cpu", "compile": True}, "compile=True is for runtime='to"),
         ({"device": "cpu", "cuda_graph": True}, "cuda_graph=True .* got 'torch' on cpu"),
+        ({"device": "cpu", "provider": "cpu"}, "provider is for runtime='onnx', on cpu one of cpu"),
+        (
+            {"runtime": "onnx", "device": "cpu", "provider": "tensorrt"},
+            "on cpu one of cpu; got 'tensorrt'",
+        ),
         ({"device": "cpu", "folder": "x"}, "folder is for runtime='onnx' or 'tensorrt'"),
     ],
 )

@@ -145,7 +145,8 @@ def add(commands) -> None:
     group.add_argument(
         "--model",
         metavar="KIND:NAME",
-        help="dinov3:vitl16, dinov2:vitb14_reg, transformers:ID or folder, timm:NAME",
+        help="dinov3:vitl16, dinov2:vitb14_reg, openclip:NAME, openai:NAME, transformers:ID or "
+        "folder, timm:NAME; or a folder that `fastembed export` made",
     )
     group.add_argument(
         "--config-file", metavar="YAML", help="DINO training configuration, instead of --model"
@@ -177,10 +178,21 @@ def add(commands) -> None:
         "with --config-file, as the CPJUMP1 script has it)",
     )
     group.add_argument(
+        "--output",
+        choices=("cls", "pooled"),
+        default="cls",
+        help="cls: class token after the final norm (default); pooled: the model's own embedding",
+    )
+    group.add_argument(
+        "--runtime",
+        choices=("torch", "onnx", "tensorrt"),
+        help="what computes the model; default torch, or what an exported folder is for",
+    )
+    group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 where the device has it natively; default auto",
+        help="auto: the fastest that the runtime and the device keep the numbers in; default auto",
     )
     group.add_argument("--device", metavar="DEVICE", help="cuda if there is one, else cpu")
     add_run(parser)
@@ -223,6 +235,8 @@ def run(arguments: argparse.Namespace) -> int:
     engine = load_engine(
         arguments.model or f"dinov3:{arguments.config_file}",
         weights=arguments.weights,
+        runtime=arguments.runtime,
+        output=arguments.output,
         precision=arguments.precision,
         size=arguments.img_size,
         channels=len(arguments.channels),

@@ -11,6 +11,16 @@ from .contract import InputContract, Resize
 from .engine import Engine
 from .load import RUNTIMES, load_engine
 from .outputs import OUTPUTS
+from .preprocess import model_input
 from .zoo import KINDS
 
-__all__ = ["KINDS", "OUTPUTS", "RUNTIMES", "Engine", "InputContract", "Resize", "load_engine"]
+__all__ = [
+    "KINDS",
+    "OUTPUTS",
+    "RUNTIMES",
+    "Engine",
+    "InputContract",
+    "Resize",
+    "load_engine",
+    "model_input",
+]

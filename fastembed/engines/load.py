@@ -43,6 +43,7 @@ def load_engine(
     compile: bool = False,
     cuda_graph: bool = False,
     folder: str | Path | None = None,
+    provider: str | None = None,
 ) -> Engine:
     """Load a model as an engine that maps [B, P, height, width] to float32 features.
 
@@ -91,6 +92,8 @@ def load_engine(
             same bits; helps where launching is what takes time: small models, small batches).
         folder: with "onnx" and "tensorrt", where the exported model is or will be; by default in
             FASTEMBED_CACHE (~/.cache/fastembed), by a signature of settings and versions.
+        provider: with "onnx", which of ONNX Runtime's providers: "cpu", "cuda" or "tensorrt"; by
+            default the device's own.
 
     Raises:
         ValueError: an unknown kind, name or choice; weights that do not fit, naming the tensors; a
@@ -139,7 +142,7 @@ def load_engine(
     runtime = runtime or "torch"
     _check_choices(runtime=(runtime, RUNTIMES))
     precision = resolve_precision(precision, device, runtime)
-    _check_runtime(runtime, device, compile, cuda_graph, folder)
+    _check_runtime(runtime, device, compile, cuda_graph, folder, provider)
     batch_size = batch_size or _BATCH_SIZES.get(device.type, 16)
     if exported_model is None:
         features, contract, facts = assemble(
@@ -174,12 +177,12 @@ def load_engine(
         precision=precision,
         batch_size=batch_size,
         device=device,
-        facts=description.facts,
+        facts={**description.facts, **({"provider": provider} if provider else {})},
     )
     if runtime == "torch":
         _run_on_torch(engine, features, compile, cuda_graph)
     else:
-        _run_exported(engine, exported_model, cuda_graph)
+        _run_exported(engine, exported_model, cuda_graph, provider)
     return engine
 
 
@@ -197,12 +200,16 @@ def _run_on_torch(engine: Engine, features: Features, compile: bool, cuda_graph:
         gate.check()
 
 
-def _run_exported(engine: Engine, folder: EngineFolder, cuda_graph: bool) -> None:
+def _run_exported(
+    engine: Engine, folder: EngineFolder, cuda_graph: bool, provider: str | None
+) -> None:
     contract, device = engine.contract, engine.device
 
     def prepare(batch_size: int) -> Run:
         if engine.runtime == "onnx":
-            return onnx_runtime.prepare(folder.onnx, contract, engine.outputs, batch_size, device)
+            return onnx_runtime.prepare(
+                folder.onnx, contract, engine.outputs, batch_size, device, provider
+            )
         run, plan = tensorrt_runtime.prepare(folder, batch_size, device, cuda_graph)
         engine.facts["plan"] = plan  # another plan may have other bits
         return run
@@ -233,8 +240,20 @@ def _check_fixed(folder: EngineFolder, /, **given: tuple) -> None:
 
 
 def _check_runtime(
-    runtime: str, device: torch.device, compile: bool, cuda_graph: bool, folder: object
+    runtime: str,
+    device: torch.device,
+    compile: bool,
+    cuda_graph: bool,
+    folder: object,
+    provider: str | None,
 ) -> None:
+    if provider is not None:
+        fitting = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt")}.get(device.type, ())
+        if runtime != "onnx" or provider not in fitting:
+            raise ValueError(
+                f"provider is for runtime='onnx', on {device} one of {', '.join(fitting)}; got "
+                f"{provider!r} for {runtime!r}"
+            )
     if compile and runtime != "torch":
         raise ValueError(f"compile=True is for runtime='torch', got {runtime!r}")
     if cuda_graph and (runtime == "onnx" or device.type != "cuda"):

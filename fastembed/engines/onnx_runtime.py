@@ -9,11 +9,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from .cache import cache_folder
 from .contract import InputContract
 from .cuda import on_stream
 from .engine import Run
 from .export import INPUT
 
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 # The numbers that ONNX gives its element types.
 _ELEMENT_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 
@@ -24,16 +30,19 @@ def prepare(
     outputs: Mapping[str, tuple[int, ...]],
     batch_size: int,
     device: torch.device,
+    provider: str | None = None,
 ) -> Run:
     """The graph in `model` for full batches on `device`, bound to torch's memory without a copy.
+
+    `provider` is one of `PROVIDERS`, by default the device's own.
 
     Raises ImportError naming the extra; ValueError for a file that is no such graph; RuntimeError
     where ONNX Runtime does not run on the device; torch.OutOfMemoryError.
     """
     ort = library()
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    provider, options = _provider(device, stream)
-    session = _session(ort, model, provider, options, batch_size)
+    name, options = _provider(provider or device.type, contract, stream)
+    session = _session(ort, model, name, options, batch_size)
     names = [output.name for output in session.get_outputs()]
     if [i.name for i in session.get_inputs()] != [INPUT] or names != list(outputs):
         raise ValueError(
@@ -76,12 +85,29 @@ def library() -> ModuleType:
     return onnxruntime
 
 
-def _provider(device: torch.device, stream: torch.cuda.Stream | None) -> tuple[str, dict[str, str]]:
+def _provider(
+    provider: str, contract: InputContract, stream: torch.cuda.Stream | None
+) -> tuple[str, dict[str, str]]:
+    name = PROVIDERS[provider]
     if stream is None:
-        return "CPUExecutionProvider", {}
-    return "CUDAExecutionProvider", {
+        return name, {}
+    options = {
         "device_id": str(stream.device.index),
         "user_compute_stream": str(stream.cuda_stream),
+    }
+    if provider == "tensorrt":
+        plans = cache_folder() / "onnxruntime"
+        return name, {
+            **options,
+            "trt_fp16_enable": str(int(contract.dtype == torch.float16)),
+            "trt_bf16_enable": str(int(contract.dtype == torch.bfloat16)),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(plans),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(plans),
+        }
+    return name, {
+        **options,
         # float32 means float32, and no kernel is picked by a race.
         "use_tf32": "0",
         "cudnn_conv_algo_search": "DEFAULT",
