@@ -39,8 +39,11 @@ def main(arguments: list[str]) -> int:
         install,
         ["pytest", *tests],
         [
-            "pytest", "benchmarks/test_ops.py", "benchmarks/test_engines.py",
-            "--benchmark-enable", "--benchmark-columns=median",
+            "pytest",
+            "benchmarks/test_ops.py",
+            "benchmarks/test_engines.py",
+            "--benchmark-enable",
+            "--benchmark-columns=median",
         ],
     ]
     for step in steps:
