@@ -321,4 +321,5 @@ def test_input_of_dinov3_is_resized_after_the_division():
         )
     image = photograph(301, 420)
     theirs = transformers.DINOv3ViTImageProcessor()(image, return_tensors="pt")["pixel_values"][0]
-    assert (model_input(image, engine.contract) - theirs).abs().max() < 1e-6
+    # Their weights are float32, ours float64: below a hundredth of a level.
+    assert (model_input(image, engine.contract) - theirs).abs().max() < 2e-5
