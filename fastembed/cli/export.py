@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import Formatter, UsageError, positive
+from .options import SPECS, Formatter, UsageError, add_channels, add_numbers, add_weights, positive
 
 
 def add(commands) -> None:
@@ -32,7 +32,7 @@ def add(commands) -> None:
     parser.add_argument(
         "spec",
         metavar="KIND:NAME",
-        help="dinov3:vitl16, dinov2:vitb14_reg, transformers:ID or folder, timm:NAME",
+        help=SPECS,
     )
     parser.add_argument(
         "--runtime", required=True, choices=("onnx", "tensorrt"), help="what is to run the model"
@@ -45,12 +45,7 @@ def add(commands) -> None:
         help="folder for the model; a new one, or one with the same model in it",
     )
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--weights",
-        metavar="PATH|random",
-        help="weights file, folder or DCP checkpoint; the hub's by default where the kind has "
-        "one; 'random' for plumbing and speed only",
-    )
+    add_weights(group)
     group.add_argument(
         "--output",
         type=_outputs,
@@ -69,36 +64,11 @@ def add(commands) -> None:
     group.add_argument(
         "--channels", type=positive, default=3, metavar="N", help="source channels; default 3"
     )
-    group.add_argument(
-        "--channel-mode",
-        choices=("inflate", "replicate"),
-        default="inflate",
-        help="inflate: extra channels get the mean RGB kernel (default); "
-        "replicate: each channel is an RGB image of its own",
-    )
-    group.add_argument(
-        "--channel-pool",
-        choices=("mean", "concat"),
-        default="mean",
-        help="with replicate: how the channels' vectors meet; default mean",
-    )
-    group.add_argument(
-        "--normalize",
-        choices=("model", "none"),
-        default="model",
-        help="model: its own mean and std (default); none: 0..1 input",
-    )
+    add_channels(group, normalize_default="model")
     group.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of --weights random; default 0"
     )
     group = parser.add_argument_group("numbers")
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="auto: onnx fp16 on a GPU, fp32 on a CPU; tensorrt bf16 where the GPU has it, else "
-        "fp16; default auto",
-    )
     group.add_argument(
         "--batch-size",
         type=positive,
@@ -106,7 +76,7 @@ def add(commands) -> None:
         help="images per model call, unless load_engine is told another; default 16 on a CPU, "
         "128 on a GPU",
     )
-    group.add_argument("--device", metavar="DEVICE", help="cuda if there is one, else cpu")
+    add_numbers(group)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,10 +10,14 @@ from pathlib import Path
 from ..ops import Percentile, ZScore
 from ..ops.crops import CROP_MODES, POOL_MODES
 from .options import (
+    SPECS,
     Formatter,
     UsageError,
+    add_channels,
     add_database,
+    add_numbers,
     add_run,
+    add_weights,
     channels,
     database_of,
     positive,
@@ -145,38 +149,13 @@ def add(commands) -> None:
     group.add_argument(
         "--model",
         metavar="KIND:NAME",
-        help="dinov3:vitl16, dinov2:vitb14_reg, openclip:NAME, openai:NAME, transformers:ID or "
-        "folder, timm:NAME; or a folder that `fastembed export` made",
+        help=f"{SPECS}; or a folder that `fastembed export` made",
     )
     group.add_argument(
         "--config-file", metavar="YAML", help="DINO training configuration, instead of --model"
     )
-    group.add_argument(
-        "--weights",
-        "--pretrained-weights",
-        metavar="PATH|random",
-        help="weights file, folder or DCP checkpoint; the hub's by default where the kind has "
-        "one; 'random' for plumbing and speed only",
-    )
-    group.add_argument(
-        "--channel-mode",
-        choices=("inflate", "replicate"),
-        default="inflate",
-        help="inflate: extra channels get the mean RGB kernel (default); "
-        "replicate: each channel is an RGB image of its own",
-    )
-    group.add_argument(
-        "--channel-pool",
-        choices=("mean", "concat"),
-        default="mean",
-        help="with replicate: how the channels' vectors meet; default mean",
-    )
-    group.add_argument(
-        "--normalize",
-        choices=("model", "none"),
-        help="model: its own mean and std (default); none: 0..1 input (default "
-        "with --config-file, as the CPJUMP1 script has it)",
-    )
+    add_weights(group)
+    add_channels(group, normalize_default=None)
     group.add_argument(
         "--output",
         choices=("cls", "pooled"),
@@ -188,13 +167,7 @@ def add(commands) -> None:
         choices=("torch", "onnx", "tensorrt"),
         help="what computes the model; default torch, or what an exported folder is for",
     )
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="auto: the fastest that the runtime and the device keep the numbers in; default auto",
-    )
-    group.add_argument("--device", metavar="DEVICE", help="cuda if there is one, else cpu")
+    add_numbers(group)
     add_run(parser)
 
 

@@ -86,6 +86,57 @@ def database_of(arguments: argparse.Namespace) -> DBConfig | None:
     )
 
 
+SPECS = (
+    "dinov3:vitl16, dinov2:vitb14_reg, openclip:NAME, openai:NAME, transformers:ID or folder, "
+    "timm:NAME"
+)
+
+
+def add_weights(group) -> None:
+    """What every command that loads a model has."""
+    group.add_argument(
+        "--weights",
+        "--pretrained-weights",
+        metavar="PATH|random",
+        help="weights file, folder or DCP checkpoint; the hub's by default where the kind has "
+        "one; 'random' for plumbing and speed only",
+    )
+
+
+def add_numbers(group) -> None:
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="auto: the fastest that the runtime and the device keep the numbers in; default auto",
+    )
+    group.add_argument("--device", metavar="DEVICE", help="cuda if there is one, else cpu")
+
+
+def add_channels(group, normalize_default: str | None) -> None:
+    """How N channels meet a model that was trained on three."""
+    group.add_argument(
+        "--channel-mode",
+        choices=("inflate", "replicate"),
+        default="inflate",
+        help="inflate: extra channels get the mean RGB kernel (default); "
+        "replicate: each channel is an RGB image of its own",
+    )
+    group.add_argument(
+        "--channel-pool",
+        choices=("mean", "concat"),
+        default="mean",
+        help="with replicate: how the channels' vectors meet; default mean",
+    )
+    exception = "" if normalize_default else " (default with --config-file, as the CPJUMP1 script)"
+    group.add_argument(
+        "--normalize",
+        choices=("model", "none"),
+        default=normalize_default,
+        help=f"model: its own mean and std (default); none: 0..1 input{exception}",
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What every extraction has: batches, workers, failures, report."""
     group = parser.add_argument_group("run")
