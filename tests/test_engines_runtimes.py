@@ -508,6 +508,20 @@ def _build(path: Path, batch_size: int, **options) -> bytes:
     return tensorrt_runtime.build(trt, path, batch_size, **options)
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="for a machine without a CUDA device")
+def test_export_for_a_gpu_that_is_elsewhere(tmp_path, capsys):
+    command = ["export", "dinov3:tiny16", "--weights", "random", "--size", "32"]
+    command += ["--runtime", "tensorrt", "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "name --precision fp16 or bf16" in capsys.readouterr().err
+    assert main([*command, "--precision", "bf16"]) == 0
+    assert "built at the first load" in capsys.readouterr().out
+    made = folder.EngineFolder(tmp_path / "out")
+    assert made.description.runtime == "tensorrt" and made.description.precision == "bf16"
+    assert made.references()[0].shape == (4, 64)
+    assert len(_build(made.onnx, 2)) > 1000
+
+
 def test_tensorrt_refuses_what_is_no_graph(tmp_path):
     trt = _need_tensorrt()
     (tmp_path / "model.onnx").write_bytes(b"no graph at all")

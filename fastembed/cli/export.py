@@ -16,9 +16,9 @@ def add(commands) -> None:
         description=(
             "Writes a model as an ONNX graph, with its input contract and all versions in\n"
             "fastembed.json beside it, and loads it once. With --runtime tensorrt it also builds\n"
-            "the engine of this GPU; on another GPU or version it is built again at the first\n"
-            "load. The folder is a model in itself: load_engine(DIR) needs neither the weights\n"
-            "nor timm or transformers."
+            "the engine of this GPU; without a GPU, on another one or with another version that\n"
+            "happens at the first load. The folder is a model in itself: load_engine(DIR)\n"
+            "needs neither the weights nor timm or transformers."
         ),
         epilog=(
             "examples:\n"
@@ -80,33 +80,35 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..engines import load_engine
+    import torch
+
+    from ..engines.load import export_engine, load_engine
 
     if Path(arguments.spec).is_dir():
         raise UsageError(f"{arguments.spec} is a folder; export takes a model as KIND:NAME")
-    engine = load_engine(
-        arguments.spec,
-        runtime=arguments.runtime,
-        weights=arguments.weights,
-        precision=arguments.precision,
-        output=arguments.output,
-        size=arguments.size,
-        channels=arguments.channels,
-        channel_mode=arguments.channel_mode,
-        channel_pool=arguments.channel_pool,
-        normalize=arguments.normalize,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        seed=arguments.seed,
-        folder=arguments.out,
-    )
+    names = ("runtime", "weights", "precision", "output", "size", "channels", "channel_mode",
+             "channel_pool", "normalize", "batch_size", "seed")  # fmt: skip
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.runtime == "tensorrt" and not torch.cuda.is_available():
+        if arguments.precision == "auto":
+            raise UsageError("no CUDA device here to choose for: name --precision fp16 or bf16")
+        folder = export_engine(arguments.spec, arguments.out, **options)
+        print(f"{folder.description.spec}, {folder.description.precision} for tensorrt")
+        _show(folder.description.outputs, arguments.out)
+        print("no CUDA device here: the engine is built at the first load on one")
+        return 0
+    engine = load_engine(arguments.spec, **options, device=arguments.device, folder=arguments.out)
     print(engine)
-    for name, shape in engine.outputs.items():
-        print(f"  {name}: {' x '.join(map(str, shape))} float32 per image")
-    print(f"{arguments.out}:")
-    for file in sorted(arguments.out.iterdir()):
-        print(f"  {file.stat().st_size / 1e6:10.2f} MB  {file.name}")
+    _show(engine.outputs, arguments.out)
     return 0
+
+
+def _show(outputs: dict[str, tuple[int, ...]], folder: Path) -> None:
+    for name, shape in outputs.items():
+        print(f"  {name}: {' x '.join(map(str, shape))} float32 per image")
+    print(f"{folder}:")
+    for file in sorted(folder.iterdir()):
+        print(f"  {file.stat().st_size / 1e6:10.2f} MB  {file.name}")
 
 
 def _outputs(text: str) -> list[str]:

@@ -145,24 +145,19 @@ def load_engine(
     _check_runtime(runtime, device, compile, cuda_graph, folder, provider)
     batch_size = batch_size or _BATCH_SIZES.get(device.type, 16)
     if exported_model is None:
-        features, contract, facts = assemble(
+        features, description = _describe(
             spec,
-            build(spec, weights, size, seed),
+            weights=weights,
+            size=size,
+            seed=seed,
             output=output,
             channels=channels,
             channel_mode=channel_mode,
             channel_pool=channel_pool,
             normalize=normalize,
             precision=precision,
-        )
-        description = Description(
-            spec,
-            runtime,
-            contract,
-            outputs=dict(zip(map(str, features.outputs), features.result_shapes(), strict=True)),
-            dim=features.dims[0],
-            precision=precision,
-            facts={**facts, "compile": True} if compile else facts,
+            runtime=runtime,
+            compile=compile,
         )
         if runtime != "torch":
             exported_model = exported(features, description, batch_size, folder)
@@ -184,6 +179,79 @@ def load_engine(
     else:
         _run_exported(engine, exported_model, cuda_graph, provider)
     return engine
+
+
+def export_engine(
+    spec: str,
+    folder: str | Path,
+    *,
+    runtime: str,
+    precision: str,
+    weights: str | Path | None = None,
+    output: str | Sequence[str] = "cls",
+    size: int | Size | None = None,
+    channels: int = 3,
+    channel_mode: str = "inflate",
+    channel_pool: str = "mean",
+    normalize: str = "model",
+    batch_size: int = 128,
+    seed: int = 0,
+) -> EngineFolder:
+    """Write the folder of a model that will run elsewhere: nothing is loaded, no GPU is asked.
+
+    The arguments are those of `load_engine`, which does the same and then runs the model; the
+    `precision` must be named, since there is no device to choose it for.
+
+    Raises:
+        ValueError, ImportError, FileNotFoundError: as `load_engine`.
+    """
+    _check_choices(
+        runtime=(runtime, RUNTIMES[1:]),
+        precision=(precision, tuple(DTYPES)),
+        channel_mode=(channel_mode, CHANNEL_MODES),
+        channel_pool=(channel_pool, ("mean", "concat")),
+        normalize=(normalize, ("model", "none")),
+    )
+    _check_counts(channels=channels, batch_size=batch_size)
+    features, description = _describe(
+        spec,
+        weights=weights,
+        size=_as_size(size),
+        seed=seed,
+        output=output,
+        channels=channels,
+        channel_mode=channel_mode,
+        channel_pool=channel_pool,
+        normalize=normalize,
+        precision=precision,
+        runtime=runtime,
+    )
+    return exported(features, description, batch_size, folder)
+
+
+def _describe(
+    spec: str,
+    *,
+    weights: str | Path | None,
+    size: Size | None,
+    seed: int,
+    runtime: str,
+    compile: bool = False,
+    precision: str,
+    **choices,
+) -> tuple[Features, Description]:
+    """The model of a spec in float32, and what it is."""
+    backbone = build(spec, weights, size, seed)
+    features, contract, facts = assemble(spec, backbone, precision=precision, **choices)
+    return features, Description(
+        spec,
+        runtime,
+        contract,
+        outputs=dict(zip(map(str, features.outputs), features.result_shapes(), strict=True)),
+        dim=features.dims[0],
+        precision=precision,
+        facts={**facts, "compile": True} if compile else facts,
+    )
 
 
 def _run_on_torch(engine: Engine, features: Features, compile: bool, cuda_graph: bool) -> None:
