@@ -14,19 +14,23 @@ START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
 # Rows that are for whoever works on a kernel: they stay in the CSV.
-_DETAILS = ("reference", "numba torch", "native torch", "native,", "Pillow, rgb2id", "engine fp32")
+_DETAILS = (
+    "reference", "numba torch", "native torch", "native,", "Pillow, rgb2id", "engine fp32",
+    "engine torch fp32",
+)  # fmt: skip
 
 
 def stages(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows that the README shows: whole stages in the pipeline's order, then the crops."""
+    """The rows that the README shows: the pipeline's stages in order, the crops, the models."""
     rows = [
         row
         for row in rows
         if not row["group"].startswith(("op ", "copy", "percentile_quantize in"))
+        and not row["group"].endswith("prepared input")
         and not row["contender"].startswith(_DETAILS)
     ]
     order = list(dict.fromkeys(row["group"] for row in rows))
-    order.sort(key=lambda group: group.startswith(("crop", "panoptic")))
+    order.sort(key=lambda group: (":" in group, group.startswith(("crop", "panoptic"))))
     return sorted(rows, key=lambda row: (order.index(row["group"]), row["dtype"]))
 
 
