@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastembed.engines import InputContract, Resize, dino, load_engine
-from fastembed.engines import hub as engines_hub
-from fastembed.engines.channels import inflate_kernel
+from fastembed.engines import InputContract, Resize, load_engine
+from fastembed.engines.models import dino
+from fastembed.engines.models import hub as engines_hub
+from fastembed.engines.models.channels import inflate_kernel
 from fastembed.engines.upstream import dinov2_authors_layout, dinov3_authors_layout
 
 transformers = pytest.importorskip("transformers")

@@ -15,18 +15,14 @@ from conftest import DEVICE
 from torch import Tensor
 
 from fastembed.cli import main
-from fastembed.engines import (
-    dino,
-    folder,
-    load_engine,
-    onnx_runtime,
-    tensorrt_runtime,
-)
+from fastembed.engines import load_engine
 from fastembed.engines.assemble import assemble
-from fastembed.engines.cuda import fit_batch
-from fastembed.engines.export import export_onnx
+from fastembed.engines.models import dino
+from fastembed.engines.models.zoo import build
 from fastembed.engines.precision import resolve_precision
-from fastembed.engines.zoo import build
+from fastembed.engines.runtimes import folder, onnx_runtime, tensorrt_runtime
+from fastembed.engines.runtimes.cuda import fit_batch
+from fastembed.engines.runtimes.export import export_onnx
 from fastembed.signature import FILE_NAME
 
 # float32 by another library: summation orders differ, nothing else.

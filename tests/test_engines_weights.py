@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastembed.engines import dino, dino_yaml, load_engine
-from fastembed.engines.weights import hash_files, load_state, read_weights, unwrap
+from fastembed.engines import load_engine
+from fastembed.engines.models import dino, dino_yaml
+from fastembed.engines.models.weights import hash_files, load_state, read_weights, unwrap
 
 DIM, DEPTH, HEADS, WIDTH = 64, 2, 2, 256
 CONFIG = """

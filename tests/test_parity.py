@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fastembed.cli import main
-from fastembed.engines import gate, huggingface, load_engine, parity
-from fastembed.engines.backbone import IMAGENET
+from fastembed.engines import gate, load_engine, parity
+from fastembed.engines.models import huggingface
+from fastembed.engines.models.backbone import IMAGENET
 
 pytest.importorskip("transformers")
 
@@ -121,7 +122,7 @@ def test_a_precision_that_does_not_is_refused_with_the_figure_every_time(monkeyp
             if dtype == cast and p.ndim > 1:
                 p.copy_((p.float() * 8).round() / 8)
 
-    monkeypatch.setattr("fastembed.engines.torch_runtime.cast", coarse)
+    monkeypatch.setattr("fastembed.engines.runtimes.torch_runtime.cast", coarse)
     for _ in range(2):  # the second time from the cache
         with pytest.raises(ValueError, match=r"bf16 has a cosine of 0\.\d{6} .*precision='fp32'"):
             load(seed=14)

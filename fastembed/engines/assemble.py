@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .backbone import Backbone
-from .channels import channel_map, inflate_conv, inflate_stats
 from .contract import InputContract
+from .models.backbone import Backbone
+from .models.channels import channel_map, inflate_conv, inflate_stats
 from .outputs import Features, parse_outputs
 from .precision import DTYPES
 

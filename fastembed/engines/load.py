@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 
-from . import onnx_runtime, tensorrt_runtime, torch_runtime
 from .assemble import assemble
-from .backbone import Size
-from .channels import CHANNEL_MODES
-from .cuda import fit_batch
 from .engine import Engine, Run
-from .folder import Description, EngineFolder, exported
 from .gate import Gate, references
+from .models.backbone import Size
+from .models.channels import CHANNEL_MODES
+from .models.zoo import build
 from .outputs import Features
 from .precision import DTYPES, resolve_precision
-from .zoo import build
+from .runtimes import onnx_runtime, tensorrt_runtime, torch_runtime
+from .runtimes.cuda import fit_batch
+from .runtimes.folder import Description, EngineFolder, exported
 
 RUNTIMES = ("torch", "onnx", "tensorrt")
 # Constants, never tuned: the batch shape is part of the settings, because it decides the bits.

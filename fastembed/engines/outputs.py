@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
+from .models.backbone import Backbone
 
 OUTPUTS = ("cls", "pooled", "tokens", "map", "processed")
 _OF_A_BLOCK = ("cls", "tokens", "map")

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .dino import DINOV2, DINOV3
-from .huggingface import KNOWN
-from .openclip import OPENAI
-from .weights import randomize
+from .models.dino import DINOV2, DINOV3
+from .models.huggingface import KNOWN
+from .models.openclip import OPENAI
+from .models.weights import randomize
 
 
 @dataclass
@@ -70,7 +70,7 @@ def _transformers(name: str) -> Upstream:
 
     if name not in KNOWN:
         raise ValueError(f"transformers:{name} is not one of {', '.join(KNOWN)}")
-    from .huggingface import _CLASSES
+    from .models.huggingface import _CLASSES
 
     settings = KNOWN[name]
     config_class, model_class = (getattr(transformers, n) for n in _CLASSES[settings["model_type"]])

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from ..contract import Resize
 from .backbone import Backbone, Size, check_size, own_resize, unknown
-from .contract import Resize
 from .hub import fetch_file
 from .weights import hash_files, hollow, load_state, randomize, read_weights
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .contract import Resize
+from ..contract import Resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SAT493M = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .contract import InputContract
-from .outputs import Features
-from .precision import cast
+from ..contract import InputContract
+from ..outputs import Features
+from ..precision import cast
 
 INPUT = "input"
 # The first with bfloat16 convolutions.

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..contract import Resize
 from . import dino
 from .backbone import (
     IMAGENET,
@@ -24,7 +25,6 @@ from .backbone import (
     unknown,
 )
 from .channels import inflate_conv
-from .contract import Resize
 from .dino_yaml import read_dino_yaml
 from .hub import fetch_file
 from .huggingface import build_transformers

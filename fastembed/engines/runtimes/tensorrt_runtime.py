@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cache import cache_folder
-from .contract import InputContract
+from ..cache import cache_folder
+from ..contract import InputContract
+from ..engine import Run
 from .cuda import captured, on_stream
-from .engine import Run
 from .export import INPUT
 from .folder import EngineFolder
 

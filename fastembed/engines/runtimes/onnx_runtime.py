@@ -9,10 +9,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .cache import cache_folder
-from .contract import InputContract
+from ..cache import cache_folder
+from ..contract import InputContract
+from ..engine import Run
 from .cuda import on_stream
-from .engine import Run
 from .export import INPUT
 
 PROVIDERS = {

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .contract import InputContract
-from .engine import Run
+from ..contract import InputContract
+from ..engine import Run
 
 
 def on_stream(run: Run, stream: torch.cuda.Stream) -> Run:

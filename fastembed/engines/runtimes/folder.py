@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..signature import FILE_NAME, SEMANTICS_VERSION, signature
-from .cache import cache_folder
-from .contract import InputContract
+from ...signature import FILE_NAME, SEMANTICS_VERSION, signature
+from ..cache import cache_folder
+from ..contract import InputContract
+from ..gate import references
+from ..models.weights import hash_files
+from ..outputs import Features
 from .export import OPSET, export_onnx
-from .gate import references
-from .outputs import Features
-from .weights import hash_files
 
 ONNX = "model.onnx"
 REFERENCES = "references.npz"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .contract import InputContract
+from ..contract import InputContract
+from ..engine import Run
+from ..outputs import Features
+from ..precision import cast
 from .cuda import captured
-from .engine import Run
-from .outputs import Features
-from .precision import cast
 
 
 def prepare(

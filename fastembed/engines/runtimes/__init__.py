@@ -1,0 +1,1 @@
+"""What computes a model: PyTorch, or ONNX Runtime and TensorRT from an exported folder."""
