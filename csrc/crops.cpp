@@ -115,8 +115,12 @@ FASTEMBED_INLINE void pool(const PoolCrops& op) {
       }
     }
     if (!op.take_max) {
-      const float crops = static_cast<float>(op.crops);
-      for (int64_t d = 0; d < dim; ++d) sum[d] /= crops;
+      const float crops = static_cast<float>(op.crops), inverse = 1 / crops;
+      if ((op.crops & (op.crops - 1)) == 0) {  // the inverse is exact, and a product is cheaper
+        for (int64_t d = 0; d < dim; ++d) sum[d] *= inverse;
+      } else {
+        for (int64_t d = 0; d < dim; ++d) sum[d] /= crops;
+      }
     }
     if (op.l2_normalize) {
       const double factor = inverse_norm(sum, dim);
