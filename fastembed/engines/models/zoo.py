@@ -51,7 +51,7 @@ def build(spec: str, weights: str | Path | None, size: Size | None, seed: int) -
         warnings.warn(
             f"{spec}: RANDOM weights (seed {seed}); the embeddings mean nothing, use this for "
             "plumbing and speed only",
-            stacklevel=3,
+            stacklevel=4,
         )
     # Construction draws initial values; the caller's generators stay as they were.
     with torch.random.fork_rng(devices=[]):
