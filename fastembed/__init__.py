@@ -6,14 +6,15 @@ The public API, one page:
   `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`, `check_finite`;
   `decode_panoptic`, `panoptic_segments`, `panoptic_png_segments` and what the last two give,
   `Segments`; `blend_crops`. Most take one image or a list of images
-- nouns: sources `TensorCsv`, `TensorPostgres`; recipe `MultiCrop`; `load_engine`, and
-  `model_input` for a single image; sink `NpyPerSample`; indexes `Tsv`, `Postgres`
+- nouns: sources `TensorCsv`, `TensorPostgres`, `CocoPanoptic`; recipes `MultiCrop`,
+  `SegmentCrops`; `load_engine`, and `model_input` for a single image; sinks `NpyPerSample`,
+  `NpyPerPart`, `NpzPerSample`; indexes `Tsv`, `Postgres`, `SegmentTsv`, `ImageTsv`
 - verb: `extract`, which returns a `Report`
 - after it: `fastembed.datasets`
 """
 
 from .engines import load_engine, model_input
-from .indexes import Postgres, Tsv
+from .indexes import ImageTsv, Postgres, SegmentTsv, Tsv
 from .ops import (
     Percentile,
     Segments,
@@ -31,17 +32,23 @@ from .ops import (
     zscore_quantize,
 )
 from .pipeline import extract
-from .recipes import MultiCrop
+from .recipes import MultiCrop, SegmentCrops
 from .report import Report
-from .sinks import NpyPerSample
-from .sources import TensorCsv, TensorPostgres
+from .sinks import NpyPerPart, NpyPerSample, NpzPerSample
+from .sources import CocoPanoptic, TensorCsv, TensorPostgres
 
 __all__ = [
+    "CocoPanoptic",
+    "ImageTsv",
     "MultiCrop",
+    "NpyPerPart",
     "NpyPerSample",
+    "NpzPerSample",
     "Percentile",
     "Postgres",
     "Report",
+    "SegmentCrops",
+    "SegmentTsv",
     "Segments",
     "TensorCsv",
     "TensorPostgres",

@@ -1,15 +1,19 @@
-"""What an extraction leaves, as PyTorch datasets.
+"""What an extraction leaves, as PyTorch datasets and tensors.
 
 db = DBConfig(host="localhost", database="cpjump1", user="me")
 connection = get_db_connection(db)
 records = fetch_embeddings_and_texts(connection)
 connection.close()
 loader = DataLoader(EmbeddingTextDataset(records), batch_size=64, num_workers=4)
+
+features = PanopticFeatures("cache/vis_embed")
+vector = features["000000142238", 3937500]
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +23,13 @@ import torch
 from torch.utils.data import Dataset
 
 from .database import DatabaseError, DBConfig, get_db_connection
-from .indexes import EMBEDDING_TABLE
+from .indexes import EMBEDDING_TABLE, ImageTsv, SegmentTsv
 
 __all__ = [
     "DBConfig",
     "EmbeddingText",
     "EmbeddingTextDataset",
+    "PanopticFeatures",
     "fetch_embeddings_and_texts",
     "get_db_connection",
     "read_embeddings_and_texts",
@@ -141,3 +146,103 @@ def read_embeddings_and_texts(
         for row in rows
         if int(row["text_id"]) in texts
     ]
+
+
+class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
+    """The embeddings that ``fastembed panoptic`` leaves: float16 [D] by (image_id, segment_id).
+
+    Keys are in the order of the index. Files are read when they are asked for, and none stays
+    open: it works in DataLoader workers.
+
+    Args:
+        cache_dir: with ``inst2feat.tsv`` (a file per segment) or ``image_index.tsv`` (a file
+            per image; all are opened once, for the segments' ids).
+
+    Raises:
+        FileNotFoundError: neither index is there. ValueError: both are.
+    """
+
+    def __init__(self, cache_dir: str | Path) -> None:
+        self.folder = Path(cache_dir)
+        there = [kind for kind in (SegmentTsv, ImageTsv) if (self.folder / kind.file_name).exists()]
+        if not there:
+            raise FileNotFoundError(
+                f"{self.folder} has neither {SegmentTsv.file_name} nor {ImageTsv.file_name}"
+            )
+        if len(there) == 2:
+            raise ValueError(f"{self.folder} holds two caches, of --format npy and of npz")
+        with (self.folder / there[0].file_name).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream, dialect="excel-tab"))
+        # Where each vector is: its file, and its row in it.
+        self._places: dict[tuple[str, int], tuple[str, int]] = {}
+        if there[0] is SegmentTsv:
+            for row in rows:
+                self._places[row["image_id"], int(row["segment_id"])] = row["feat_file"], 0
+        else:
+            for row in rows:
+                with np.load(self.folder / row["feat_file"], allow_pickle=False) as arrays:
+                    for i, segment in enumerate(arrays["segment_ids"].tolist()):
+                        self._places[row["image_id"], segment] = row["feat_file"], i
+
+    def __len__(self) -> int:
+        """Number of segments."""
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._places)
+
+    def __getitem__(self, key: tuple[str, int]) -> torch.Tensor:
+        """The vector of a segment, float16 [D].
+
+        Raises:
+            KeyError: the cache does not hold it. OSError: its file is gone.
+        """
+        name, row = self._places[key]
+        return torch.from_numpy(self._load(name)[row])
+
+    def matrix(self) -> torch.Tensor:
+        """All vectors in the order of the keys, of unit length: float32 [N, D]. Read at the
+        first call, and kept."""
+        return self._matrix
+
+    def nearest(
+        self, image_id: str, segment_id: int, k: int = 10
+    ) -> list[tuple[tuple[str, int], float]]:
+        """The k segments most like one, that one left out: (key, cosine), best first.
+
+        Exact, by one product with `matrix`. Of equal cosines the order is not fixed.
+
+        Raises:
+            KeyError: the cache does not hold the segment. ValueError: k < 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        own = self._rank[image_id, segment_id]
+        cosines = self._matrix @ self._matrix[own]
+        cosines[own] = -torch.inf
+        best = cosines.topk(min(k, len(self) - 1))
+        return [
+            (self._keys[i], cosine)
+            for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _load(self, name: str) -> np.ndarray:
+        """All vectors of a file: float16 [V, D]."""
+        with open(self.folder / name, "rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            return content[None] if name.endswith(".npy") else content["embeddings"]
+
+    @functools.cached_property
+    def _keys(self) -> list[tuple[str, int]]:
+        return list(self._places)
+
+    @functools.cached_property
+    def _rank(self) -> dict[tuple[str, int], int]:
+        return {key: i for i, key in enumerate(self._places)}
+
+    @functools.cached_property
+    def _matrix(self) -> torch.Tensor:
+        files = {name: self._load(name) for name in {name for name, _ in self._places.values()}}
+        vectors = np.stack([files[name][row] for name, row in self._places.values()])
+        # The norm of what was rounded to float16 is 1 to about 1e-3 only.
+        return torch.nn.functional.normalize(torch.from_numpy(vectors).float())

@@ -1,7 +1,7 @@
 """Which samples are done: a sample is done when its row is committed here.
 
-Both indexes hold ``image_embeddings``: the embedding's path and the sample's text_id. They
-never hold a path twice.
+`Tsv` and `Postgres` hold ``image_embeddings``: the embedding's path and the sample's text_id;
+`SegmentTsv` and `ImageTsv` the segments of photos. No index holds a path twice.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ class Tsv:
     the union of shards give the same bytes.
     """
 
+    file_name = f"{EMBEDDING_TABLE}.tsv"
     columns = ("embedding_path", "text_id", "tensor_path")
+    path_column = 0
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder).resolve() / f"{EMBEDDING_TABLE}.tsv"
+        self.path = Path(folder).resolve() / self.file_name
+        self._names: set[str] = set()
 
     def open(self) -> set[str]:
         """Names of the samples that are committed. A torn last line is cut off."""
@@ -41,13 +44,16 @@ class Tsv:
             data = self.path.read_bytes()
             if not data.endswith(b"\n"):
                 os.truncate(self.path, data.rfind(b"\n") + 1)
-            return {Path(row[0]).stem for row in self._rows()}
+            self._names = {self._name(row) for row in self._rows()}
+            return set(self._names)
 
     def commit(self, items: Sequence[Item]) -> None:
-        """Adds rows: all on disk when this returns."""
+        """Adds rows: all on disk when this returns. One whose path has a row adds none."""
+        rows = {self._name(row): row for item in items for row in self._rows_of(item)}
         text = io.StringIO()
         writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
-        writer.writerows(self._row(item) for item in items)
+        writer.writerows(row for name, row in rows.items() if name not in self._names)
+        self._names |= rows.keys()
         with self._locked(), self.path.open("ab") as stream:
             stream.write(text.getvalue().encode())
             stream.flush()
@@ -56,7 +62,8 @@ class Tsv:
     def remove(self, names: set[str]) -> None:
         """Drops the rows of these samples."""
         with self._locked():
-            self._replace([row for row in self._rows() if Path(row[0]).stem not in names])
+            self._replace([row for row in self._rows() if self._name(row) not in names])
+            self._names -= names
 
     def close(self) -> None:
         with self._locked():
@@ -65,8 +72,11 @@ class Tsv:
     def __str__(self) -> str:
         return str(self.path)
 
-    def _row(self, item: Item) -> tuple:
-        return f"{item.name}.npy", item.fields["text_id"], item.path
+    def _rows_of(self, item: Item) -> list[tuple]:
+        return [(f"{item.name}.npy", item.fields["text_id"], item.path)]
+
+    def _name(self, row: Sequence[str]) -> str:
+        return Path(row[self.path_column]).stem
 
     def _rows(self) -> list[list[str]]:
         with self.path.open(encoding="utf-8", newline="") as stream:
@@ -89,6 +99,28 @@ class Tsv:
         with self.path.with_name(f".{self.path.name}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+
+class SegmentTsv(Tsv):
+    """``inst2feat.tsv``, a row per segment: image_id, segment_id, feat_file."""
+
+    file_name = "inst2feat.tsv"
+    columns = ("image_id", "segment_id", "feat_file")
+    path_column = 2
+
+    def _rows_of(self, item: Item) -> list[tuple]:
+        return [(item.name, part, f"{item.part_name(part)}.npy") for part in item.parts]
+
+
+class ImageTsv(Tsv):
+    """``image_index.tsv``, a row per image: image_id, feat_file, num_segments."""
+
+    file_name = "image_index.tsv"
+    columns = ("image_id", "feat_file", "num_segments")
+    path_column = 1
+
+    def _rows_of(self, item: Item) -> list[tuple]:
+        return [(item.name, f"{item.name}.npz", len(item.parts))]
 
 
 class Postgres:

@@ -100,11 +100,16 @@ def write_atomically(path: Path, array: np.ndarray) -> None:
     """
     header = io.BytesIO()
     npy_format.write_array_header_1_0(header, npy_format.header_data_from_array_1_0(array))
+    write_bytes_atomically(path, header.getvalue() + array.tobytes())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """`write_atomically` of a file of any kind."""
     temporary = path.with_name(f".{path.name}.{_owner()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         try:
-            _write_fully(descriptor, header.getvalue() + array.tobytes())
+            _write_fully(descriptor, content)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -116,8 +121,9 @@ def write_atomically(path: Path, array: np.ndarray) -> None:
 
 def remove_stale_temporaries(folder: Path) -> None:
     """Deletes the temporary files that a killed process of this host left in `folder`."""
-    for path in folder.glob(".*.npy.*.tmp"):
-        host, _, process = path.name.removesuffix(".tmp").rpartition(".npy.")[2].rpartition("-")
+    for path in folder.glob(".*.np[yz].*.tmp"):
+        owner = re.split(r"\.np[yz]\.", path.name.removesuffix(".tmp"))[-1]
+        host, _, process = owner.rpartition("-")
         if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
             path.unlink(missing_ok=True)
 

@@ -1,5 +1,7 @@
 """The one loop: read -> quantise and cut -> engine -> pool -> write -> commit.
 
+A sample gives one vector, pooled over its crops, or one per part of it, as the recipe says.
+
 Threads and what they own:
 
 - `workers` readers list, read and prepare samples, and fill their rows of the ring's batches;
@@ -32,8 +34,7 @@ import torch
 
 from . import signature
 from .npy import PixelBuffer
-from .ops import pool_crops
-from .records import Embedded, Item
+from .records import Embedded, Item, Photo
 from .report import Clock, Report, versions
 from .ring import Aborted, Ring, Segment, Slot
 
@@ -52,7 +53,8 @@ class SampleFailed(RuntimeError):
 class Source(Protocol):
     def items(self) -> Iterator[Item]: ...
     def count(self) -> int: ...
-    def read(self, item: Item, channels: int, buffer: PixelBuffer) -> torch.Tensor: ...
+    def selection(self) -> dict: ...
+    def read(self, item: Item, channels: int, buffer: PixelBuffer) -> torch.Tensor | Photo: ...
 
 
 def extract(
@@ -73,7 +75,8 @@ def extract(
 
     Args:
         source: lists and reads samples, such as `sources.TensorCsv`.
-        recipe: such as `recipes.MultiCrop`.
+        recipe: such as `recipes.MultiCrop`, for a vector per sample, or
+            `recipes.SegmentCrops`, for one per segment.
         engine: of `load_engine`.
         sink: such as `sinks.NpyPerSample`.
         index: such as `indexes.Tsv` or `indexes.Postgres`.
@@ -104,10 +107,12 @@ def extract(
     settings = {
         "recipe": recipe.settings(),
         "engine": engine.settings(),
-        "output": {"form": sink.form, "dtype": "float32"},
+        "output": {"form": sink.form, "dtype": recipe.dtype},
     }
+    if sink.holds_parts:
+        settings["selection"] = source.selection()
     if overwrite:
-        _remove_outputs(sink, index)
+        remove_outputs(sink, index)
     signature.claim(sink.folder, settings)
     present = sink.open()
     done = index.open() & present
@@ -128,7 +133,8 @@ def extract(
     return report
 
 
-def _remove_outputs(sink, index) -> None:
+def remove_outputs(sink, index) -> None:
+    """Leaves nothing of what extractions through this sink and index left."""
     names = index.open() | sink.open()
     # Rows first: a row without its file would be worse than a file without its row.
     index.remove(names)
@@ -145,6 +151,7 @@ class _Pending:
         self.features = np.empty((crops, dim), dtype=np.float32)
         self.missing = crops
         self.error: Exception | None = None
+        self.absent: Exception | None = None  # says which listed parts the file lacks
 
 
 class _Run:
@@ -202,13 +209,14 @@ class _Run:
             if not item.in_shard(*shard):
                 continue
             self.report.listed += 1
-            if item.name in done:
+            todo = item if item.defect else self.sink.todo(item, done)
+            if todo is None:
                 self.report.already_done += 1
             elif item.name in seen:
                 self.report.duplicates += 1
             else:
                 seen.add(item.name)
-                yield item
+                yield todo
 
     # Reader threads -------------------------------------------------------------------
 
@@ -249,7 +257,10 @@ class _Run:
             return self.recipe.prepare(image, item.key, self.engine.contract)
 
     def _fill(self, item: Item, crops) -> None:
-        pending = _Pending(item, len(crops), self.engine.dim)
+        there = crops.parts
+        pending = _Pending(item.only(there), len(crops), self.engine.dim)
+        if absent := sorted(item.parts.keys() - set(there)):
+            pending.absent = ValueError(f"listed, but not in the file: {absent}")
         start = 0
         while start < len(crops):
             slot, segment = self.ring.reserve(pending, start, len(crops) - start)
@@ -320,16 +331,24 @@ class _Run:
             more = True
             while more:
                 group, more = self._next_group()
-                ready = [embedded for pending in group if (embedded := self._pool(pending))]
+                pooled = [(self._pool(pending), pending.absent) for pending in group]
+                ready = [embedded for embedded, _ in pooled if embedded]
                 if ready:
                     with self.clock.measure(
-                        "write", len(ready), sum(e.vector.nbytes for e in ready)
+                        "write", len(ready), sum(e.vectors.nbytes for e in ready)
                     ):
                         list(pool.map(self.sink.write, ready))
                         self.sink.flush()
                     with self.clock.measure("commit", len(ready)):
                         self.index.commit([embedded.item for embedded in ready])
-                    self.report.embedded += len(ready)
+                for embedded, absent in pooled:
+                    if embedded is None:
+                        continue
+                    self.report.vectors += len(embedded.vectors)
+                    if absent is None:
+                        self.report.embedded += 1
+                    else:
+                        self._fail(embedded.item, absent)
                 if self.progress is not None:
                     self.report.stages = self.clock.stages
                     self.progress(self.report, self.total)
@@ -350,9 +369,9 @@ class _Run:
 
     def _pool(self, pending: _Pending) -> Embedded | None:
         with self.clock.measure("pool"):
-            vector = pool_crops(pending.features[None], self.recipe.pool)[0]
+            vectors = self.recipe.vectors(pending.features)
         try:
-            return Embedded(pending.item, vector)
+            return Embedded(pending.item, vectors)
         except ValueError as error:
             self._fail(pending.item, error)
             return None
@@ -360,7 +379,7 @@ class _Run:
     # Trouble --------------------------------------------------------------------------
 
     def _fail(self, item: Item, error: Exception) -> None:
-        record = {"key": item.key, "path": item.path, **item.fields, "reason": _reason(error)}
+        record = {"key": item.key, "path": item.path, **item.fields, "reason": _reason(error, item)}
         with self._lock:
             self.report.failed += 1
             with open(self.report.failures_file, "a", encoding="utf-8") as stream:
@@ -383,7 +402,10 @@ class _Run:
         self.ring.abort()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, item: Item) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{os.strerror(error.errno)} ({type(error).__name__})"
+        # The record names the item's path: another file of it is worth naming here.
+        path = str(error.filename or "")
+        where = "" if not path or path.endswith(item.path) else f"{path}: "
+        return f"{where}{os.strerror(error.errno)} ({type(error).__name__})"
     return str(error) or type(error).__name__

@@ -17,12 +17,12 @@ import torch
 # What to change when a stage is the one that the others wait for.
 _ADVICE = {
     "list": "the listing of the samples: is the database or the CSV far away?",
-    "read": "reading: faster storage, or more --workers",
+    "read": "reading and decoding: faster storage, or more --workers",
     "quantize": "percentiles over whole images: more --workers",
     "gather": "cutting and normalising crops: more --workers",
     "engine": "the model, which is how it should be",
     "pool": "pooling the crops",
-    "write": "writing: faster storage for --output-dir",
+    "write": "writing: faster storage for the outputs",
     "commit": "committing to the index: is the database far away?",
 }
 
@@ -68,7 +68,9 @@ class Report:
         already_done: committed by an earlier run with the same settings.
         duplicates: rows that repeat an earlier row of this run.
         embedded: committed by this run.
-        failed: written to failures.jsonl.
+        vectors: how many vectors those samples gave.
+        failed: written to failures.jsonl; of a sample that lacks some of its parts the others
+            are committed.
         seconds: wall time, from the first read on.
         workers: reader threads.
         stages: seconds, items and bytes per stage, summed over its threads.
@@ -78,6 +80,7 @@ class Report:
     already_done: int = 0
     duplicates: int = 0
     embedded: int = 0
+    vectors: int = 0
     failed: int = 0
     seconds: float = 0.0
     workers: int = 1
@@ -113,8 +116,10 @@ class Report:
         Path(path).write_text(self.to_json() + "\n")
 
     def __str__(self) -> str:
+        vectors = f" ({self.vectors} vectors)" if self.vectors != self.embedded else ""
         lines = [
-            f"{self.embedded} embedded, {self.already_done} already done, {self.failed} failed"
+            f"{self.embedded} embedded{vectors}, {self.already_done} already done, "
+            f"{self.failed} failed"
             + (f", {self.duplicates} duplicate rows" if self.duplicates else "")
             + (f" in {self.seconds:.1f} s ({self.rate:.2f} samples/s)" if self.embedded else "")
         ]
@@ -137,7 +142,14 @@ class Report:
 def versions() -> dict[str, str]:
     """Of the packages that can change a bit."""
     found = {"torch": torch.__version__, "numpy": np.__version__}
-    for package in ("fastembed-vision", "numba", "timm", "transformers"):
+    for package in (
+        "fastembed-vision",
+        "numba",
+        "timm",
+        "transformers",
+        "open_clip_torch",
+        "pillow",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

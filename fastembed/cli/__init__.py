@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..database import DatabaseError
-from . import demo, export, multichannel, parity
+from . import demo, export, multichannel, panoptic, parity
 from .options import Formatter, UsageError
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     multichannel.add(commands)
+    panoptic.add(commands)
     export.add(commands)
     parity.add(commands)
     demo.add(commands)

@@ -17,14 +17,14 @@ from .options import (
     add_database,
     add_numbers,
     add_run,
+    add_runtime,
     add_weights,
     channels,
     database_of,
     positive,
+    run_extraction,
     shard,
 )
-
-EXIT_FAILURES = 3
 
 
 def add(commands) -> None:
@@ -162,11 +162,7 @@ def add(commands) -> None:
         default="cls",
         help="cls: class token after the final norm (default); pooled: the model's own embedding",
     )
-    group.add_argument(
-        "--runtime",
-        choices=("torch", "onnx", "tensorrt"),
-        help="what computes the model; default torch, or what an exported folder is for",
-    )
+    add_runtime(group)
     add_numbers(group)
     add_run(parser)
 
@@ -174,8 +170,6 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from ..engines import load_engine
     from ..indexes import Postgres, Tsv
-    from ..pipeline import SampleFailed, extract
-    from ..progress import Progress
     from ..recipes import MultiCrop
     from ..sinks import NpyPerSample
     from ..sources import TensorCsv, TensorPostgres
@@ -220,28 +214,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     print(f"{engine}\n{source}: {rows} rows -> {output}", file=sys.stderr)
-    with Progress() as progress:
-        try:
-            report = extract(
-                source,
-                recipe,
-                engine,
-                NpyPerSample(output),
-                index,
-                workers=arguments.workers,
-                shard=arguments.shard,
-                limit=arguments.limit,
-                strict=arguments.strict,
-                overwrite=arguments.overwrite,
-                progress=progress,
-            )
-        except SampleFailed as error:
-            print(f"fastembed: {error}", file=sys.stderr)
-            return EXIT_FAILURES
-    print(report)
-    if arguments.report:
-        report.save(arguments.report)
-    return EXIT_FAILURES if report.failed and not arguments.allow_failures else 0
+    return run_extraction(arguments, source, recipe, engine, NpyPerSample(output), index)
 
 
 def _quantisation(arguments: argparse.Namespace) -> Percentile | ZScore:

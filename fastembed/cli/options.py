@@ -1,11 +1,14 @@
-"""Options and their types that several commands share."""
+"""What several commands share: options, their types, and the extraction that they ask for."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..database import DEFAULT_DATABASE, DBConfig, embedded
+
+EXIT_FAILURES = 3
 
 
 class UsageError(ValueError):
@@ -22,6 +25,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
     return number
+
+
+def threads(text: str) -> int:
+    """A number of threads; 0, as PyTorch's loaders take it, is one."""
+    return 1 if text == "0" else positive(text)
 
 
 def channels(text: str) -> tuple[int, ...]:
@@ -103,6 +111,14 @@ def add_weights(group) -> None:
     )
 
 
+def add_runtime(group) -> None:
+    group.add_argument(
+        "--runtime",
+        choices=("torch", "onnx", "tensorrt"),
+        help="what computes the model; default torch, or what an exported folder is for",
+    )
+
+
 def add_numbers(group) -> None:
     group.add_argument(
         "--precision",
@@ -137,19 +153,30 @@ def add_channels(group, normalize_default: str | None) -> None:
     )
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """What every extraction has: batches, workers, failures, report."""
+def both(name: str) -> tuple[str, ...]:
+    """An option with underscores, as its users have it, and with hyphens."""
+    return name, name.replace("_", "-")
+
+
+def add_run(
+    parser: argparse.ArgumentParser,
+    batch_size: tuple[str, ...] = ("--batch-size",),
+    workers: tuple[str, ...] = ("--workers",),
+) -> None:
+    """What every extraction has: batches, workers, failures, report; two under several names."""
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--batch-size",
+        *batch_size,
+        dest="batch_size",
         type=positive,
         metavar="N",
         help="crops per model call; part of the settings, since bits can depend "
         "on it; default 16 on a CPU, 128 on a GPU",
     )
     group.add_argument(
-        "--workers",
-        type=positive,
+        *workers,
+        dest="workers",
+        type=threads,
         metavar="N",
         help="reader threads; default one per core, at most 8",
     )
@@ -168,3 +195,32 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="write counts, times, settings and versions there",
     )
+
+
+def run_extraction(arguments: argparse.Namespace, source, recipe, engine, sink, index) -> int:
+    """`extract` with the options of `add_run`, --shard and --limit; returns the exit status."""
+    from ..pipeline import SampleFailed, extract
+    from ..progress import Progress
+
+    with Progress() as progress:
+        try:
+            report = extract(
+                source,
+                recipe,
+                engine,
+                sink,
+                index,
+                workers=arguments.workers,
+                shard=arguments.shard,
+                limit=arguments.limit,
+                strict=arguments.strict,
+                overwrite=arguments.overwrite,
+                progress=progress,
+            )
+        except SampleFailed as error:
+            print(f"fastembed: {error}", file=sys.stderr)
+            return EXIT_FAILURES
+    print(report)
+    if arguments.report:
+        report.save(arguments.report)
+    return EXIT_FAILURES if report.failed and not arguments.allow_failures else 0

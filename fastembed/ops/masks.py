@@ -225,6 +225,20 @@ def fade_table(bg_alpha: float) -> torch.Tensor:
     return torch.from_numpy(((rgb * alpha + (1 - alpha) * 0.5) * 255).astype(np.uint8))
 
 
+def blended_crops(
+    image: np.ndarray,
+    ids: np.ndarray,
+    segments: SegmentTable,
+    bg_alpha: float = 0.3,
+    pad_ratio: float = 0.1,
+) -> list[np.ndarray]:
+    """What `blend_crops` resizes: the segments cut out and blended, [h, w, 3] uint8 each."""
+    crops = padded_crops([segments], [image.shape[:2]], pad_ratio)
+    pixels, labels = as_tensor("image", image), as_tensor("ids", ids)
+    table = fade_table(bg_alpha)
+    return [_blended(pixels, labels, table, *crop[1:]).numpy() for crop in crops.tolist()]
+
+
 def _as_int32(
     name: str, array: Array, shape: tuple[int | None, ...], device: torch.device | None = None
 ) -> torch.Tensor:
