@@ -78,18 +78,17 @@ FASTEMBED_INLINE void gather_of(const GatherCrops& op) {
 }
 
 FASTEMBED_INLINE double inverse_norm(const float* values, int64_t count) {
-  // In float64 no square overflows. Eight sums instead of one: a single chain of additions
-  // would wait for itself.
-  double lanes[8] = {};
+  // In float64 no square overflows. Many sums instead of one: a chain of additions waits for
+  // itself, and one vector of sums would be such a chain.
+  constexpr int kSums = 32;
+  double sums[kSums] = {};
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    for (int lane = 0; lane < 8; ++lane) {
-      lanes[lane] += static_cast<double>(values[i + lane]) * values[i + lane];
-    }
+  for (; i + kSums <= count; i += kSums) {
+    for (int k = 0; k < kSums; ++k) sums[k] += static_cast<double>(values[i + k]) * values[i + k];
   }
-  for (; i < count; ++i) lanes[0] += static_cast<double>(values[i]) * values[i];
+  for (; i < count; ++i) sums[0] += static_cast<double>(values[i]) * values[i];
   double square = 0;
-  for (double lane : lanes) square += lane;
+  for (double sum : sums) square += sum;
   const double norm = std::sqrt(square);
   return 1 / (norm < 1e-12 ? 1e-12 : norm);  // NaN stays NaN
 }
