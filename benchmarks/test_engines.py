@@ -60,7 +60,7 @@ def test_engine(row, theirs, weights, runtime, precision, whole):
     spec, model, photographs, prepared, flops = theirs
     if runtime is None:
         prepare, run = model.prepare, lambda batch: embed(model, batch)
-        name = model.library
+        name = model.origin
     else:
         engine = load(spec, model, runtime, precision, weights)
         contract = engine.contract

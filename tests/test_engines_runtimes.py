@@ -88,7 +88,7 @@ def load(request):
 
 def _need_tensorrt():
     try:
-        return tensorrt_runtime.library()
+        return tensorrt_runtime.package()
     except ImportError as error:
         pytest.skip(str(error))
 
@@ -388,10 +388,10 @@ def test_missing_tensorrt_names_the_extra(monkeypatch):
     for module in tensorrt_runtime.LIBRARIES:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"vision\[tensorrt\]"):
-        tensorrt_runtime.library()
+        tensorrt_runtime.package()
     monkeypatch.setenv("FASTEMBED_TENSORRT", "tensorflow")
     with pytest.raises(ValueError, match="must be one of tensorrt, tensorrt_rtx, got 'tensorflow'"):
-        tensorrt_runtime.library()
+        tensorrt_runtime.package()
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_a_plan_is_built_where_none_fits(copy, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card["name"])
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    monkeypatch.setattr(tensorrt_runtime, "library", lambda: library)
+    monkeypatch.setattr(tensorrt_runtime, "package", lambda: library)
     monkeypatch.setattr(tensorrt_runtime, "on_stream", lambda run, stream: run)
     monkeypatch.setattr(tensorrt_runtime, "_bound", lambda trt, engine, *rest: engine)
     # A plan made by another build of this library, whatever its key says.

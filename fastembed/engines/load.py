@@ -333,7 +333,7 @@ def _check_runtime(
         if folder is not None:
             raise ValueError("folder is for runtime='onnx' or 'tensorrt', which export the model")
     else:  # before minutes go into an export that nothing could run
-        (onnx_runtime if runtime == "onnx" else tensorrt_runtime).library()
+        (onnx_runtime if runtime == "onnx" else tensorrt_runtime).package()
 
 
 def _names(output: str | Sequence[str]) -> list[str]:

@@ -127,7 +127,7 @@ def _row(spec: str, theirs: Upstream, engine, images, prepared: Tensor, expected
         not row["same_bits"] and "bits depend on the batch",
     ]
     return Row(
-        spec, theirs.library, theirs.output, engine.runtime, engine.precision, **row,
+        spec, theirs.origin, theirs.output, engine.runtime, engine.precision, **row,
         failed="; ".join(reason for reason in failed if reason),
     )  # fmt: skip
 

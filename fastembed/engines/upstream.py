@@ -28,7 +28,7 @@ class Upstream:
     """A library's own model and preprocessing.
 
     Attributes:
-        library: its name, version and class.
+        origin: the library's name, version and class.
         module: in float32, on the CPU.
         prepare: an RGB image to [3, height, width] float32.
         embed: [B, 3, height, width] to [B, D].
@@ -37,7 +37,7 @@ class Upstream:
         state: the weights as the model's authors lay them out, for a file.
     """
 
-    library: str
+    origin: str
     module: nn.Module
     prepare: Callable[[Image.Image], Tensor]
     embed: Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ def _transformers(name: str) -> Upstream:
 
     processor = _processor(name, settings["model_type"], side)
     return Upstream(
-        library=f"transformers {version('transformers')} {model_class.__name__}",
+        origin=f"transformers {version('transformers')} {model_class.__name__}",
         module=model,
         prepare=lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
         embed=embed,
@@ -143,7 +143,7 @@ def _openclip(name: str) -> Upstream:
         side, is_train=False, **{key: published[key] for key in keys}
     )
     return Upstream(
-        library=f"open_clip {version('open_clip_torch')} {model_name}",
+        origin=f"open_clip {version('open_clip_torch')} {model_name}",
         module=model,
         prepare=transform,
         embed=model.encode_image,
@@ -166,7 +166,7 @@ def _timm(name: str) -> Upstream:
     model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     settings = timm.data.resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     return Upstream(
-        library=f"timm {version('timm')} {type(model).__name__}",
+        origin=f"timm {version('timm')} {type(model).__name__}",
         module=model,
         prepare=timm.data.create_transform(**settings, is_training=False),
         embed=model,

@@ -39,7 +39,7 @@ def prepare(
     Raises ImportError naming the extra; ValueError for a file that is no such graph; RuntimeError
     where ONNX Runtime does not run on the device; torch.OutOfMemoryError.
     """
-    ort = library()
+    ort = package()
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     name, options = _provider(provider or device.type, contract, stream)
     session = _session(ort, model, name, options, batch_size)
@@ -74,7 +74,7 @@ def prepare(
     return run if stream is None else on_stream(run, stream)
 
 
-def library() -> ModuleType:
+def package() -> ModuleType:
     """onnxruntime, or an ImportError naming the extra."""
     try:
         import onnxruntime

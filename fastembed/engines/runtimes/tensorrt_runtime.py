@@ -38,7 +38,7 @@ def prepare(
     Raises ImportError naming the extra; RuntimeError with TensorRT's own words;
     torch.OutOfMemoryError.
     """
-    trt = library()
+    trt = package()
     description = folder.description
     with torch.cuda.device(device):
         key = plan_key(trt, torch.cuda.get_device_name(device), batch_size)
@@ -61,7 +61,7 @@ def prepare(
     return run, hashlib.sha256(stored).hexdigest()
 
 
-def library() -> ModuleType:
+def package() -> ModuleType:
     """`tensorrt`, else `tensorrt_rtx`; FASTEMBED_TENSORRT names one of them.
 
     Raises ImportError naming the extra, ValueError for another name.
