@@ -312,7 +312,7 @@ def test_a_model_is_exported_once_per_settings(cache, tmp_path, monkeypatch):
     _cached(seed=1)
     _cached(normalize="none")
     assert len(cache) == 3
-    monkeypatch.setattr(folder, "_version", lambda package: "0")
+    monkeypatch.setattr(folder, "installed", lambda package: "0")
     _cached()
     assert len(cache) == 4
     engines = list((tmp_path / "engines").iterdir())

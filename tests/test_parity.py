@@ -111,6 +111,9 @@ def test_a_precision_that_keeps_the_numbers_passes_once(monkeypatch):
     assert len(measured) == 2
     load("fp32", seed=13)
     assert len(measured) == 2
+    monkeypatch.setattr(gate, "_machine", lambda device: "another processor")
+    load(seed=11)
+    assert len(measured) == 3
 
 
 def test_a_precision_that_does_not_is_refused_with_the_figure_every_time(monkeypatch):

@@ -7,16 +7,21 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .cache import cache_folder
+from .cache import cache_folder, installed
 from .contract import InputContract
 from .engine import Engine
 
 COSINE = 0.999
 _IMAGES = 4
+_VERSIONS = (
+    "torch", "timm", "transformers", "open_clip_torch", "onnxruntime", "onnxruntime-gpu",
+    "tensorrt", "tensorrt_rtx",
+)  # fmt: skip
 
 
 class Gate:
@@ -27,7 +32,8 @@ class Gate:
 
     def __init__(self, engine: Engine, expected: Callable[[], Sequence[Tensor]]) -> None:
         """`expected` gives the model's `references`; it is asked here, unless a verdict is kept."""
-        described = json.dumps([engine.settings(), torch.__version__, _name(engine.device)])
+        versions = [installed(name) for name in _VERSIONS]
+        described = json.dumps([engine.settings(), versions, _machine(engine.device)])
         digest = hashlib.sha256(described.encode()).hexdigest()
         self._engine = engine
         self._file = cache_folder() / "gates" / f"{digest}.json"
@@ -107,5 +113,13 @@ def _in_batches(engine: Engine, images: Tensor) -> list[Tensor]:
     return [torch.cat(parts).cpu() for parts in zip(*results, strict=True)]
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+def _machine(device: torch.device) -> str:
+    """What computes: a verdict in a shared home folder must not stand for another processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.platform()
+    # The flags too: kernels follow them, and virtual machines hide the model's name.
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from ...signature import FILE_NAME, SEMANTICS_VERSION, signature
-from ..cache import cache_folder
+from ..cache import cache_folder, installed
 from ..contract import InputContract
 from ..gate import references
 from ..models.weights import hash_files
@@ -153,7 +152,7 @@ def exported(
     `path` None is a folder in the cache, named by everything that decides the graph's numbers.
     Raises ValueError where `path` holds anything else.
     """
-    versions = {name: _version(name) for name in _EXPORTERS}
+    versions = {name: installed(name) for name in _EXPORTERS}
     settings = {
         "semantics_version": SEMANTICS_VERSION,
         "engine": description.settings(),
@@ -178,7 +177,7 @@ def exported(
             "format": _FORMAT,
             "signature": key,
             **settings,
-            "versions": {**versions, **{name: _version(name) for name in _RUNTIMES}},
+            "versions": {**versions, **{name: installed(name) for name in _RUNTIMES}},
             "machine": platform.machine(),
             "batch_size": batch_size,
             "files": {file.name: hash_files([file]) for file in sorted(folder.iterdir())},
@@ -232,10 +231,3 @@ def _replace(file: Path, content: bytes) -> None:
 
 def _plan_name(key: Mapping[str, Any]) -> str:
     return f"{signature(dict(key))[:16]}.plan"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
