@@ -1,6 +1,7 @@
 """The one loop: read -> quantise and cut -> engine -> pool -> write -> commit.
 
-A sample gives one vector, pooled over its crops, or one per part of it, as the recipe says.
+What a sample gives is the recipe's to say: a vector pooled over its crops, one per part of it,
+a feature map.
 
 Threads and what they own:
 
@@ -20,26 +21,28 @@ import errno
 import itertools
 import json
 import os
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from . import signature
+from .backlog import Backlog
+from .engines.engine import Engine
+from .nouns import Index, Inputs, Recipe, Result, Sink, Source
 from .npy import PixelBuffer
-from .records import Embedded, Item, Photo
+from .records import Item
 from .report import Clock, Report, versions
 from .ring import Aborted, Ring, Segment, Slot
 
 _COMMIT_ROWS = 256
 _COMMIT_SECONDS = 1.0
+_BACKLOG_BYTES = 64 << 20
 _WRITERS = 4
 # What one bad file can raise. Anything else is the machine's or our own fault: it stops the run.
 _SAMPLE_ERRORS = (OSError, ValueError, TypeError)
@@ -50,19 +53,12 @@ class SampleFailed(RuntimeError):
     """A sample failed in a strict run."""
 
 
-class Source(Protocol):
-    def items(self) -> Iterator[Item]: ...
-    def count(self) -> int: ...
-    def selection(self) -> dict: ...
-    def read(self, item: Item, channels: int, buffer: PixelBuffer) -> torch.Tensor | Photo: ...
-
-
 def extract(
     source: Source,
-    recipe,
-    engine,
-    sink,
-    index,
+    recipe: Recipe,
+    engine: Engine,
+    sink: Sink,
+    index: Index,
     *,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -144,14 +140,21 @@ def remove_outputs(sink, index) -> None:
 
 
 class _Pending:
-    """A sample whose crops are on their way through the engine."""
+    """A sample whose rows are on their way through the engine."""
 
-    def __init__(self, item: Item, crops: int, dim: int) -> None:
+    def __init__(self, item: Item, rows: int, outputs: Mapping[str, tuple[int, ...]], rest) -> None:
         self.item = item
-        self.features = np.empty((crops, dim), dtype=np.float32)
-        self.missing = crops
+        self.features = {
+            name: np.empty((rows, *shape), dtype=np.float32) for name, shape in outputs.items()
+        }
+        self.rest = rest
+        self.missing = rows
         self.error: Exception | None = None
         self.absent: Exception | None = None  # says which listed parts the file lacks
+
+    @property
+    def nbytes(self) -> int:
+        return sum(feature.nbytes for feature in self.features.values())
 
 
 class _Run:
@@ -166,7 +169,7 @@ class _Run:
         self.in_flight = 2 if engine.device.type == "cuda" else 1
         # Beside those at the engine one that is ready and one that is being filled.
         self.ring = Ring(self.in_flight + 2, shape, contract.dtype, engine.device)
-        self.completed: queue.Queue[_Pending | None] = queue.Queue(maxsize=4 * _COMMIT_ROWS)
+        self.completed = Backlog(_BACKLOG_BYTES)
         self.error: BaseException | None = None
         self._lock = threading.Lock()
         self._listing = threading.Lock()
@@ -188,8 +191,7 @@ class _Run:
             self._stop(error)
         finally:
             feeder.join()
-            while writer.is_alive() and not self._put(None):
-                pass
+            self.completed.close()
             writer.join()
             self.report.seconds = time.perf_counter() - start
             self.report.stages = self.clock.stages
@@ -247,7 +249,7 @@ class _Run:
                 continue
             self._fill(item, crops)
 
-    def _prepare(self, item: Item, buffer: PixelBuffer):
+    def _prepare(self, item: Item, buffer: PixelBuffer) -> Inputs:
         if item.defect:
             raise ValueError(item.defect)
         start = time.perf_counter()
@@ -256,9 +258,9 @@ class _Run:
         with self.clock.measure("quantize", 1, image.nbytes):
             return self.recipe.prepare(image, item.key, self.engine.contract)
 
-    def _fill(self, item: Item, crops) -> None:
+    def _fill(self, item: Item, crops: Inputs) -> None:
         there = crops.parts
-        pending = _Pending(item.only(there), len(crops), self.engine.dim)
+        pending = _Pending(item.only(there), len(crops), self.engine.outputs, crops.rest)
         if absent := sorted(item.parts.keys() - set(there)):
             pending.absent = ValueError(f"listed, but not in the file: {absent}")
         start = 0
@@ -277,7 +279,7 @@ class _Run:
     # Engine: the calling thread -------------------------------------------------------
 
     def _embed(self) -> None:
-        flying: deque[tuple[Slot, torch.Tensor]] = deque()
+        flying: deque[tuple[Slot, list[torch.Tensor]]] = deque()
         while (slot := self.ring.take()) is not None:
             flying.append((slot, self._launch(slot)))
             if len(flying) == self.in_flight:
@@ -285,93 +287,73 @@ class _Run:
         while flying:
             self._land(*flying.popleft())
 
-    def _launch(self, slot: Slot) -> torch.Tensor:
-        """The slot's vectors on the host; on CUDA they are there once its stream has finished."""
+    def _launch(self, slot: Slot) -> list[torch.Tensor]:
+        """The slot's features on the host; on CUDA there once its stream has finished."""
         with self.clock.measure("engine", slot.reserved), torch.cuda.stream(slot.stream):
-            vectors = self.engine(slot.batch[: slot.reserved])
+            results = self.engine(slot.batch[: slot.reserved])
+            results = list(results.values()) if isinstance(results, dict) else [results]
             if slot.stream is None:
-                return vectors
-            host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
-            return host.copy_(vectors, non_blocking=True)
+                return results
+            return [
+                torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(
+                    result, non_blocking=True
+                )
+                for result in results
+            ]
 
-    def _land(self, slot: Slot, vectors: torch.Tensor) -> None:
+    def _land(self, slot: Slot, results: list[torch.Tensor]) -> None:
         if slot.stream is not None:
             with self.clock.measure("engine", 0):
                 slot.stream.synchronize()
+        arrays = [result.numpy() for result in results]
         for segment in slot.segments:
-            self._collect(segment, vectors.numpy())
+            self._collect(segment, arrays)
         self.ring.release(slot)
 
-    def _collect(self, segment: Segment, vectors: np.ndarray) -> None:
+    def _collect(self, segment: Segment, arrays: list[np.ndarray]) -> None:
         pending = segment.owner
-        pending.features[segment.start : segment.start + segment.count] = vectors[
-            segment.row : segment.row + segment.count
-        ]
+        rows = slice(segment.row, segment.row + segment.count)
+        for feature, array in zip(pending.features.values(), arrays, strict=True):
+            feature[segment.start : segment.start + segment.count] = array[rows]
         pending.missing -= segment.count
         if pending.missing:
             return
         if pending.error is not None:
             self._fail(pending.item, pending.error)
             return
-        while self.error is None and not self._put(pending):
-            pass
-
-    def _put(self, pending: _Pending | None) -> bool:
-        """Tries to hand a sample, or the end, to the writer; never waits for one that died."""
-        try:
-            self.completed.put(pending, timeout=0.2)
-        except queue.Full:
-            return False
-        return True
+        self.completed.put(pending)
 
     # Writer thread --------------------------------------------------------------------
 
     def _write(self) -> None:
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as pool:
-            more = True
-            while more:
-                group, more = self._next_group()
-                pooled = [(self._pool(pending), pending.absent) for pending in group]
-                ready = [embedded for embedded, _ in pooled if embedded]
-                if ready:
-                    with self.clock.measure(
-                        "write", len(ready), sum(e.vectors.nbytes for e in ready)
-                    ):
-                        list(pool.map(self.sink.write, ready))
-                        self.sink.flush()
-                    with self.clock.measure("commit", len(ready)):
-                        self.index.commit([embedded.item for embedded in ready])
-                for embedded, absent in pooled:
-                    if embedded is None:
-                        continue
-                    self.report.vectors += len(embedded.vectors)
-                    if absent is None:
-                        self.report.embedded += 1
-                    else:
-                        self._fail(embedded.item, absent)
+            while (group := self.completed.take(_COMMIT_ROWS, _COMMIT_SECONDS)) is not None:
+                self._write_group(group, pool)
+                self.completed.written(group)
                 if self.progress is not None:
                     self.report.stages = self.clock.stages
                     self.progress(self.report, self.total)
 
-    def _next_group(self) -> tuple[list[_Pending], bool]:
-        """Samples to commit together: those that come within a second, and if more follow."""
-        group: list[_Pending] = []
-        deadline = time.monotonic() + _COMMIT_SECONDS
-        while len(group) < _COMMIT_ROWS:
-            try:
-                pending = self.completed.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if pending is None:
-                return group, False
-            group.append(pending)
-        return group, True
+    def _write_group(self, group: list[_Pending], pool: ThreadPoolExecutor) -> None:
+        made = [(result, p.absent) for p in group if (result := self._result(p)) is not None]
+        ready = [result for result, _ in made]
+        if ready:
+            with self.clock.measure("write", len(ready), sum(result.nbytes for result in ready)):
+                list(pool.map(self.sink.write, ready))
+                self.sink.flush()
+            with self.clock.measure("commit", len(ready)):
+                self.index.commit([result.item for result in ready])
+        for result, absent in made:
+            self.report.vectors += len(result)
+            if absent is None:
+                self.report.embedded += 1
+            else:
+                self._fail(result.item, absent)
 
-    def _pool(self, pending: _Pending) -> Embedded | None:
-        with self.clock.measure("pool"):
-            vectors = self.recipe.vectors(pending.features)
+    def _result(self, pending: _Pending) -> Result | None:
         try:
-            return Embedded(pending.item, vectors)
+            with self.clock.measure("pool"):
+                return self.recipe.embed(pending.item, pending.features, pending.rest)
         except ValueError as error:
             self._fail(pending.item, error)
             return None
@@ -400,6 +382,7 @@ class _Run:
         with self._lock:
             self.error = self.error or error
         self.ring.abort()
+        self.completed.abort()
 
 
 def _reason(error: Exception, item: Item) -> str:

@@ -86,6 +86,19 @@ class Embedded:
                 f"vectors must be float32 or float16 [{count}, D]; "
                 f"got {vectors.dtype} {list(vectors.shape)}"
             )
-        if not np.isfinite(vectors).all():
-            bad = int((~np.isfinite(vectors)).sum())
-            raise ValueError(f"the model gave {bad} non-finite values of {vectors.size}")
+        check_finite_features(vectors)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def nbytes(self) -> int:
+        return self.vectors.nbytes
+
+
+def check_finite_features(features: np.ndarray) -> None:
+    """Raises ValueError where the model gave anything but numbers."""
+    finite = np.isfinite(features)
+    if not finite.all():
+        bad = features.size - int(np.count_nonzero(finite))
+        raise ValueError(f"the model gave {bad} non-finite values of {features.size}")

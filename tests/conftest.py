@@ -89,7 +89,7 @@ class TinyEngine:
         )  # fmt: skip
         self.batch_size = batch_size
         self.device = torch.device("cpu")
-        self.dim = 16 * channels
+        self.outputs = {"cls": (16 * channels,)}
         self.calls = 0
 
     def settings(self) -> dict:
