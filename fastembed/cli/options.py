@@ -73,9 +73,8 @@ def add_database(group: argparse._ArgumentGroup) -> None:
 
 def database_of(arguments: argparse.Namespace) -> DBConfig | None:
     """The database that the options name; None where a manifest does without."""
-    flags = (arguments.db_host, arguments.db_port, arguments.db_user, arguments.db_password)
-    named = any(flag is not None for flag in flags)
-    if arguments.db == "embedded" or not (arguments.db or named or arguments.manifest):
+    named = _server_is_named(arguments)
+    if wants_embedded(arguments):
         if named:
             raise UsageError("--db embedded takes no host, port, user or password")
         folder = arguments.output_dir.resolve()
@@ -92,6 +91,18 @@ def database_of(arguments: argparse.Namespace) -> DBConfig | None:
         password=arguments.db_password,
         url=arguments.db,
     )
+
+
+def wants_embedded(arguments: argparse.Namespace) -> bool:
+    """Whether the options of `add_database` mean a PostgreSQL of our own, on this machine."""
+    if arguments.db:
+        return arguments.db == "embedded"
+    return not (_server_is_named(arguments) or arguments.manifest)
+
+
+def _server_is_named(arguments: argparse.Namespace) -> bool:
+    flags = (arguments.db_host, arguments.db_port, arguments.db_user, arguments.db_password)
+    return any(flag is not None for flag in flags)
 
 
 SPECS = (
