@@ -10,7 +10,7 @@ The public API, one page:
   `SegmentCrops`; `load_engine`, and `model_input` for a single image; sinks `NpyPerSample`,
   `NpyPerPart`, `NpzPerSample`; indexes `Tsv`, `Postgres`, `SegmentTsv`, `ImageTsv`
 - verb: `extract`, which returns a `Report`
-- after it: `fastembed.datasets`; on many machines: `fastembed.cluster`
+- after it: `fastembed.datasets`, `fastembed.plots`; on many machines: `fastembed.cluster`
 """
 
 from .engines import load_engine, model_input

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..database import DatabaseError
-from . import demo, export, multichannel, panoptic, parity, submit
+from . import demo, export, multichannel, panoptic, parity, show, submit
 from .options import Formatter, UsageError
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     panoptic.add(commands)
     export.add(commands)
     parity.add(commands)
+    show.add(commands)
     submit.add(commands)
     demo.add(commands)
     _add_info(commands)

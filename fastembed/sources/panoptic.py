@@ -23,6 +23,7 @@ class CocoPanoptic:
     item is a photo with its listed segments, named by the first number in the photo's file
     name: of 12 digits as it is, else without leading zeros. Its parts are segment ids, labelled
     by the rank of their category in the list, by id: 0..132 for COCO, the 80 things first.
+    `class_names` are the categories' names by label.
 
     Args:
         data_path: the data set's folder.
@@ -69,6 +70,7 @@ class CocoPanoptic:
                     f"categories; {type(error).__name__}: {error}"
                 ) from error
         self._chosen = _chosen(classes, listing["categories"])
+        self.class_names = _names(listing["categories"])
         self._items: list[Item] = []
         names: dict[str, str] = {}
         for number, row in enumerate(rows):
@@ -177,6 +179,12 @@ def _stays_inside(name: str) -> bool:
 def _ranked(categories: Sequence[Mapping]) -> dict[int, int]:
     """Rank by id of each category."""
     return {number: rank for rank, number in enumerate(sorted(row["id"] for row in categories))}
+
+
+def _names(categories: Sequence[Mapping]) -> list[str]:
+    """Name by rank of each category; its id where it has none."""
+    ranked = sorted(categories, key=lambda row: row["id"])
+    return [str(row.get("name", row["id"])) for row in ranked]
 
 
 def _chosen(classes: Sequence[int | str], categories: Sequence[Mapping]) -> set[int] | None:
