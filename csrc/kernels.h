@@ -11,6 +11,7 @@
 namespace fastembed {
 
 enum class Pixel { kUInt8, kUInt16, kFloat32 };
+enum class Label { kUInt8, kUInt16, kInt32, kUInt32, kInt64 };
 enum class Real { kFloat32, kBFloat16, kFloat16 };
 
 // The quantiser of one channel; a row of the ramp tensor.
@@ -97,6 +98,17 @@ struct ScanlineSegments {
   int64_t void_id;
 };
 
+// The table as of PanopticSegments, with wider rows: id, y0, x0, y1, x1, area, and by channel
+// sum (of float32 the bits of a double), minimum and maximum (of float32 order_key()).
+struct LabelStatistics {
+  Label label;
+  Pixel pixel;
+  const void* labels;  // [height, width] of label; 0 is in no object
+  const void* image;   // [channels, height, width] of pixel
+  int64_t* out;        // [1 + slots, 6 + 3 channels], slots a power of two
+  int64_t channels, height, width, slots;
+};
+
 // A padded box and the segment in it, of which image of the batch; a row of the crops tensor.
 struct Crop {
   int32_t image, id, top, left, height, width;
@@ -135,6 +147,7 @@ void pool_crops(const PoolCrops& op);
 void decode_panoptic(const DecodePanoptic& op);
 void panoptic_segments(const PanopticSegments& op);
 void scanline_segments(const ScanlineSegments& op);
+void label_statistics(const LabelStatistics& op);
 void blend_crops(const BlendCrops& op);
 void blend_crops_float(const BlendCropsFloat& op);
 }  // namespace cpu
@@ -160,6 +173,7 @@ const char* gather_crops(const Batch<GatherCrops>& batch, void* stream);
 const char* pool_crops(const PoolCrops& op, void* stream);
 const char* decode_panoptic(const Batch<DecodePanoptic>& batch, void* stream);
 const char* panoptic_segments(const Batch<PanopticSegments>& batch, void* stream);
+const char* label_statistics(const Batch<LabelStatistics>& batch, void* stream);
 const char* blend_crops(const Batch<BlendCrops>& batch, void* stream);
 const char* blend_crops_float(const Batch<BlendCropsFloat>& batch, void* stream);
 }  // namespace cuda

@@ -5,17 +5,20 @@ The public API, one page:
 - ops: `percentile_bounds`, `percentile_quantize`, `zscore_quantize`, `crop_origins`,
   `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`, `check_finite`;
   `decode_panoptic`, `panoptic_segments`, `panoptic_png_segments` and what the last two give,
-  `Segments`; `blend_crops`. Most take one image or a list of images
+  `Segments`; `label_statistics`, which gives `LabelStatistics`; `blend_crops`. Most take one
+  image or a list of images
 - nouns: sources `TensorCsv`, `TensorPostgres`, `CocoPanoptic`; recipes `MultiCrop`,
   `SegmentCrops`; `load_engine`, and `model_input` for a single image; sinks `NpyPerSample`,
   `NpyPerPart`, `NpzPerSample`; indexes `Tsv`, `Postgres`, `SegmentTsv`, `ImageTsv`
 - verb: `extract`, which returns a `Report`
-- after it: `fastembed.datasets`, `fastembed.plots`; on many machines: `fastembed.cluster`
+- after it: `fastembed.datasets`, `fastembed.plots`, `fastembed.stats`; on many machines:
+  `fastembed.cluster`
 """
 
 from .engines import load_engine, model_input
 from .indexes import ImageTsv, Postgres, SegmentTsv, Tsv
 from .ops import (
+    LabelStatistics,
     Percentile,
     Segments,
     ZScore,
@@ -24,6 +27,7 @@ from .ops import (
     crop_origins,
     decode_panoptic,
     gather_crops,
+    label_statistics,
     panoptic_png_segments,
     panoptic_segments,
     percentile_bounds,
@@ -40,6 +44,7 @@ from .sources import CocoPanoptic, TensorCsv, TensorPostgres
 __all__ = [
     "CocoPanoptic",
     "ImageTsv",
+    "LabelStatistics",
     "MultiCrop",
     "NpyPerPart",
     "NpyPerSample",
@@ -60,6 +65,7 @@ __all__ = [
     "decode_panoptic",
     "extract",
     "gather_crops",
+    "label_statistics",
     "load_engine",
     "model_input",
     "panoptic_png_segments",

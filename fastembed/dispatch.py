@@ -40,6 +40,7 @@ FAMILIES = {
     "crops": ("gather_crops", "pool_crops"),
     "masks": ("blend_crops", "blend_crops_float"),
     "panoptic": ("decode_panoptic", "panoptic_segments", "scanline_segments"),
+    "labels": ("label_statistics",),
 }
 
 

@@ -55,6 +55,14 @@ def panoptic(dtype: str, i: int) -> dict:
     return {"image": torch.from_numpy(testing.colours_of(ids) if dtype == "uint8" else ids)}
 
 
+def labelled(dtype: str, i: int) -> dict:
+    """Two channels of whole numbers, whose float64 sums have one value in any order."""
+    height, width = SHAPES[i]
+    image = testing.microscopy(dtype, height, width, seed=i, channels=2).round()
+    labels = testing.label_map(height, width, seed=i, pitch=4)
+    return {"image": torch.from_numpy(image), "labels": torch.from_numpy(labels)}
+
+
 def blend(resize: str) -> Callable[[dict, str | None], torch.Tensor]:
     return lambda a, backend: ops.blend_crops(
         a["image"], a["ids"], a["segments"], 7, resize=resize, backend=backend
@@ -95,8 +103,14 @@ OPS = {
         "panoptic", ("panoptic_segments",), panoptic,
         lambda a, backend: ops.panoptic_segments(a["image"], backend=backend), list,
     ),
+    "label_statistics": (
+        "labels", ("label_statistics",), labelled,
+        lambda a, backend: ops.label_statistics(a["labels"], a["image"], backend=backend), list,
+    ),
 }  # fmt: skip
-DTYPES = {"quantize": testing.INTENSITIES, "crops": testing.INTENSITIES}
+DTYPES = dict.fromkeys(("quantize", "crops", "labels"), testing.INTENSITIES)
+# How many there are is known when they are found: these wait, and say so.
+WAITING = ("panoptic_segments", "label_statistics")
 CASES = [
     (name, dtype)
     for name, (family, *_) in OPS.items()
@@ -286,7 +300,7 @@ def launched(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize("host", [(), ("origins", "segments", "ramp")])
-@pytest.mark.parametrize("name", [name for name in OPS if name != "panoptic_segments"])
+@pytest.mark.parametrize("name", [name for name in OPS if name not in WAITING])
 def test_no_op_reads_the_device_back(name, host, launched):
     _, kernels, _, run, _ = OPS[name]
     dtype = "float32" if OPS[name][2] is planes else "uint8"
@@ -313,13 +327,15 @@ def test_the_ops_that_say_that_they_wait_do(launched):
     pixels = torch.zeros((4, 5), dtype=torch.int32, device="meta")
     with pytest.raises(NotImplementedError, match="no data"):
         ops.panoptic_segments(pixels)
+    with pytest.raises(NotImplementedError, match="no data"):
+        ops.label_statistics(pixels, pixels.to(torch.uint8))
     image = torch.zeros((1, 4, 5), device="meta")
     with pytest.raises(RuntimeError):
         ops.check_finite(image, ops.percentile_bounds(image))
 
 
 @pytest.mark.parametrize("backend", ["triton", "native"])
-@pytest.mark.parametrize("name", [name for name in OPS if name != "panoptic_segments"])
+@pytest.mark.parametrize("name", [name for name in OPS if name not in WAITING])
 def test_torch_sees_no_synchronisation(name, backend):
     if DEVICE.type != "cuda":
         pytest.skip("torch's synchronisation check needs a CUDA device")

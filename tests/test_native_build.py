@@ -30,6 +30,7 @@ OPS = {
     "blend_crops": ["out"],
     "decode_panoptic": ["out"],
     "panoptic_segments": ["out"],
+    "label_statistics": ["out"],
     "scanline_segments": ["ids", "out"],
 }
 CPU_ONLY = {"scanline_segments"}  # PNG files are read where they are decompressed
@@ -209,6 +210,15 @@ def blend(crop=(7, 0, 0, 8, 9), image=0, **changed):
     return tuple((arguments | changed).values())
 
 
+def labels(labels=None, image=None, out=None):
+    """Arguments of label_statistics: labels [4, 5], an image of one channel, 8 slots."""
+    return (
+        [ids(4, 5) if labels is None else labels],
+        [zeros(1, 4, 5) if image is None else image],
+        zeros(1, 9, 9).long() if out is None else out,
+    )
+
+
 def table(slots=8):
     return tables(slots)[0]
 
@@ -272,6 +282,15 @@ def ids(*shape):
             r"1 \+ slots, 6\]",
         ),
         ("panoptic_segments", ([ids(4, 8)[:, ::2]], 0, tables()), "contiguous"),
+        ("label_statistics", labels(image=zeros(1, 4, 4)), r"be \[H, W\].*images \[C, H, W\]"),
+        ("label_statistics", labels(image=zeros(2, 4, 5)), r"int64 \[1, 1 \+ slots, 12\]"),
+        ("label_statistics", labels(out=zeros(1, 9, 9)), "out must be int64"),
+        ("label_statistics", labels(out=zeros(2, 9, 9).long()), "out must be int64"),
+        ("label_statistics", labels(out=zeros(1, 8, 9).long()), "power of two in 2..2.30, not 7"),
+        ("label_statistics", labels(labels=zeros(4, 5)), "labels must be uint8, uint16"),
+        ("label_statistics", labels(labels=ids(4, 10)[:, ::2]), "contiguous"),
+        ("label_statistics", labels(image=zeros(1, 4, 5).double()), "images must be uint8"),
+        ("label_statistics", ([], [], zeros(1, 9, 9).long()), "a batch must have an image"),
         ("scanline_segments", (zeros(4, 13).byte(), 0, ids(0, 4), tables()), "one table"),
         (
             "scanline_segments",

@@ -22,6 +22,7 @@ SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH
         ("fuzz_percentile", ["avx512"]),  # itself runs both loops wherever it can
         ("fuzz_crops", ["avx512", "portable"]),
         ("fuzz_masks", ["avx512"]),  # all four
+        ("fuzz_labels", ["avx512"]),  # the CPU kernel, and the text of the CUDA one
     ],
 )
 def test_random_images(tmp_path, target, runs):

@@ -1,6 +1,7 @@
 """The ops: one file per family, with contract, checks, plain reference and dispatch."""
 
 from .crops import crop_origins, gather_crops, pool_crops
+from .labels import LabelStatistics, label_statistics
 from .masks import blend_crops
 from .panoptic import Segments, decode_panoptic, panoptic_png_segments, panoptic_segments
 from .quantize import (
@@ -13,6 +14,7 @@ from .quantize import (
 )
 
 __all__ = [
+    "LabelStatistics",
     "Percentile",
     "Segments",
     "ZScore",
@@ -21,6 +23,7 @@ __all__ = [
     "crop_origins",
     "decode_panoptic",
     "gather_crops",
+    "label_statistics",
     "panoptic_png_segments",
     "panoptic_segments",
     "percentile_bounds",

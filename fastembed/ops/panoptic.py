@@ -132,7 +132,7 @@ def panoptic_segments(
     maps = [tensor.contiguous() for tensor in tensors]
     run = dispatch.resolve("panoptic", "panoptic_segments", device, backend)
     void_id = _NO_VOID if void is None else int(void)
-    found = _gather(
+    found = gather_rows(
         lambda which, tables: run([maps[i] for i in which], void_id, tables), len(maps), device
     )
     segments = [_segments(rows) for rows in found]
@@ -182,25 +182,28 @@ def panoptic_png_segments(
         ids = torch.empty((0, width), dtype=torch.int32)
     run = dispatch.resolve("panoptic", "scanline_segments", cpu, backend)
     void_id = _NO_VOID if void is None else int(void)
-    (rows,) = _gather(lambda _, tables: run(lines, void_id, ids, tables[0]), 1, cpu)
+    (rows,) = gather_rows(lambda _, tables: run(lines, void_id, ids, tables[0]), 1, cpu)
     segments = _segments(rows)
     if out is not None:
         return segments, out
     return segments, ids.numpy() if with_ids else None
 
 
-def _gather(
-    run: Callable[[list[int], torch.Tensor], None], count: int, device: torch.device
+def gather_rows(
+    run: Callable[[list[int], torch.Tensor], None],
+    count: int,
+    device: torch.device,
+    slots: int = FIRST_SLOTS,
+    columns: int = 6,
 ) -> list[np.ndarray]:
     """The rows of each of `count` maps by ascending id, out of the tables that `run` fills.
 
     `run` is asked again for the maps that did not fit, at the latest with twice as many slots
-    as a map has pixels.
+    as a map has pixels. label_statistics has further columns behind the area.
     """
     found: dict[int, np.ndarray] = {}
-    slots = FIRST_SLOTS
     while missing := [i for i in range(count) if i not in found]:
-        tables = torch.empty((len(missing), 1 + slots, 6), dtype=torch.int64, device=device)
+        tables = torch.empty((len(missing), 1 + slots, columns), dtype=torch.int64, device=device)
         run(missing, tables)
         # 12 KiB per map at first. A GPU is waited for here, and only here.
         for i, rows in zip(missing, tables.cpu().numpy(), strict=True):

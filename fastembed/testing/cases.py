@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from .. import ops
-from .inputs import colours_of, microscopy, panoptic_map, scene, segments_of
+from .inputs import colours_of, label_map, microscopy, panoptic_map, scene, segments_of
 from .oracles import (
     oracle_blend_crops,
     oracle_bounds,
     oracle_crops,
+    oracle_labels,
     oracle_panoptic,
     oracle_percentile_levels,
     oracle_pool,
@@ -78,6 +79,19 @@ def segment_rows(segments: ops.Segments | list[ops.Segments]) -> np.ndarray | li
         return [segment_rows(one) for one in segments]
     ids, boxes, areas = (as_numpy(part).astype(np.int64) for part in segments)
     return np.column_stack([ids, boxes, areas])
+
+
+def label_rows(
+    found: ops.LabelStatistics | list[ops.LabelStatistics],
+) -> np.ndarray | list[np.ndarray]:
+    """Label statistics as the rows that `oracle_labels` gives; a list of them for a list."""
+    if isinstance(found, list):
+        return [label_rows(one) for one in found]
+    ids, boxes, areas, *statistics = (as_numpy(part).astype(np.float64) for part in found)
+    channels = np.stack(
+        [part.reshape(len(ids), *part.shape[1:] or (1,)) for part in statistics], -1
+    )
+    return np.column_stack([ids, boxes, areas, channels.reshape(len(ids), 4 * channels.shape[1])])
 
 
 def _image(dtype: str, height: int, width: int, seed: int) -> dict:
@@ -155,6 +169,28 @@ def _panoptic(dtype: str, height: int, width: int, seed: int) -> dict:
 def _oracle_segments(arguments: dict) -> np.ndarray:
     pixels = as_numpy(arguments["pixels"])
     return oracle_segments(oracle_panoptic(pixels) if pixels.ndim == 3 else pixels)
+
+
+def _labelled(dtype: str, height: int, width: int, seed: int) -> dict:
+    labels = label_map(height, width, seed)
+    image = microscopy(dtype, height, width, seed, channels=2)
+    return {"labels": torch.from_numpy(labels), "image": torch.from_numpy(image)}
+
+
+def _label_case(dtypes: tuple[str, ...], tolerance: float) -> Case:
+    return Case(
+        op="label_statistics",
+        family="labels",
+        kernels=("label_statistics",),
+        make=_labelled,
+        run=lambda a, backend: label_rows(
+            ops.label_statistics(a["labels"], a["image"], backend=backend)
+        ),
+        oracle=lambda a: oracle_labels(as_numpy(a["labels"]), as_numpy(a["image"])),
+        bytes_moved=lambda a: a["labels"].nbytes + a["image"].nbytes,
+        dtypes=dtypes,
+        tolerance=tolerance,
+    )
 
 
 def _scene(dtype: str, height: int, width: int, seed: int) -> dict:
@@ -277,4 +313,7 @@ CASES = (
         bytes_moved=lambda a: a["pixels"].nbytes,
         dtypes=("uint8", "int32"),
     ),
+    _label_case(("uint8", "uint16"), 0.0),
+    # To the bit on CPU backends but interpreted Triton (tests/test_labels.py).
+    _label_case(("float32",), 1e-12),
 )

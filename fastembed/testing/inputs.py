@@ -36,6 +36,19 @@ def panoptic_map(height: int, width: int, seed: int, segments: int = 24) -> np.n
     return ids
 
 
+def label_map(height: int, width: int, seed: int, pitch: int = 16) -> np.ndarray:
+    """Cells, [H, W] int32: a disc per field of a grid, or none; labels in no order, with gaps."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (height + pitch - 1) // pitch, (width + pitch - 1) // pitch
+    labels = rng.permutation(2 * rows * columns)[: rows * columns].reshape(rows, columns)
+    at = rng.uniform(0.3, 0.7, (2, rows, columns)) * pitch
+    radius = rng.uniform(0.1, 0.5, (rows, columns)) * pitch
+    y, x = np.mgrid[:height, :width]
+    field = y // pitch, x // pitch
+    distance = (y % pitch - at[0][field]) ** 2 + (x % pitch - at[1][field]) ** 2
+    return np.where(distance <= radius[field] ** 2, labels[field], 0).astype(np.int32)
+
+
 def colours_of(ids: np.ndarray) -> np.ndarray:
     """The panoptic map [H, W, 3] uint8 of ids 0..2^24 - 1: panopticapi's id2rgb."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

@@ -25,6 +25,25 @@ def oracle_segments(ids: np.ndarray, void: int | None = 0) -> np.ndarray:
     return np.array(rows, dtype=np.int64).reshape(-1, 6)
 
 
+def oracle_labels(labels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """A mask per object: [S, 6 + 4 C] float64 of id, y0, x0, y1, x1, area, then by channel of an
+    image [C, H, W] sum, mean, minimum, maximum. Float pixels are added one after the other.
+    """
+    rows = []
+    for label in np.unique(labels[labels != 0]):
+        mask = labels == label
+        y, x = np.nonzero(mask)
+        row = [label, y.min(), x.min(), y.max(), x.max(), len(y)]
+        for values in image[:, mask]:
+            if values.dtype == np.float32:
+                total = np.cumsum(values, dtype=np.float64)[-1]
+            else:
+                total = values.sum(dtype=np.int64)
+            row += [total, total / len(y), values.min(), values.max()]
+        rows.append(row)
+    return np.array(rows, dtype=np.float64).reshape(-1, 6 + 4 * len(image))
+
+
 def oracle_bounds(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """Percentiles by a full sort and NumPy 2.4's "linear" rule, written out: [C, 2]."""
     bounds = np.empty((len(image), 2), dtype=np.float32)

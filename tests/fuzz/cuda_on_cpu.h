@@ -16,9 +16,10 @@
 #include <random>
 #include <vector>
 
+#define __host__
 #define __device__
 #define __global__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
 
 struct Index3 {
@@ -36,6 +37,27 @@ T atomicAdd(T* target, T value) {
 template <class T>
 void atomicOr(T* target, T value) {
   *target |= value;
+}
+
+template <class T>
+T atomicMin(T* target, T value) {
+  const T before = *target;
+  *target = std::min(before, value);
+  return before;
+}
+
+template <class T>
+T atomicMax(T* target, T value) {
+  const T before = *target;
+  *target = std::max(before, value);
+  return before;
+}
+
+template <class T>
+T atomicCAS(T* target, T expected, T value) {
+  const T before = *target;
+  if (before == expected) *target = value;
+  return before;
 }
 
 template <class T>
@@ -121,3 +143,30 @@ class BlockOnCpu {
 };
 
 inline void __syncthreads() { BlockOnCpu::active_->barrier(); }
+
+// What the threads of a warp hand each other. Every thread of the block has to come by.
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned step) {
+  static T handed[1024];
+  const unsigned thread = threadIdx.x;
+  handed[thread] = value;
+  __syncthreads();
+  const T result = handed[thread % 32 >= step ? thread - step : thread];
+  __syncthreads();
+  return result;
+}
+
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  static bool votes[1024];
+  const unsigned thread = threadIdx.x;
+  votes[thread] = vote;
+  __syncthreads();
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    ballot |= static_cast<unsigned>(votes[thread - thread % 32 + lane]) << lane;
+  }
+  __syncthreads();
+  return ballot;
+}
+
+inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(value); }
