@@ -52,6 +52,12 @@ GOALS = {
     ("panoptic PNG -> segments, boxes, areas", "native", "uint8"): (0.3, ""),
 }
 
+# At most how many times as long as another row of the same group, in the same run.
+RELATIVE_GOALS = {
+    (group, "native", "float16"): {"plain write": 2.0, "torch": 0.2}
+    for group in ("chunk 256x64x64x64 of a volume", "64 channels of a volume")
+}
+
 
 @pytest.fixture
 def row(benchmark):
@@ -232,4 +238,21 @@ def _goals(rows: list[dict]) -> list[str]:
         reached = row["p50_ms"] <= goal
         verdict = "reached" if reached else f"missed: {reason}" if reason else "missed"
         lines.append(f"  {' '.join(key)}: {row['p50_ms']:.3f} ms of {goal}, {verdict}")
-    return ["", "goals, for one thread of a Zen 5-class core:", *lines] if lines else []
+    if lines:
+        lines = ["", "goals, for one thread of a Zen 5-class core:", *lines]
+    return lines + _relative_goals(rows)
+
+
+def _relative_goals(rows: list[dict]) -> list[str]:
+    times = {(row["group"], row["contender"], row.get("dtype", "")): row["p50_ms"] for row in rows}
+    lines = []
+    for key, goals in RELATIVE_GOALS.items():
+        for other, most in goals.items():
+            beside = times.get((key[0], other, key[2]))
+            if key in times and beside:
+                ratio = times[key] / beside
+                verdict = "reached" if ratio <= most else "missed"
+                lines.append(
+                    f"  {' '.join(key)}: {ratio:.2f} of {other}, at most {most}, {verdict}"
+                )
+    return ["", "goals beside other rows of this run:", *lines] if lines else []

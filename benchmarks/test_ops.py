@@ -32,10 +32,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def batch_of(case: testing.Case, dtype: str) -> tuple[dict, list[np.ndarray], int]:
     """Arguments on the device, what the op must give for each image, and the bytes it moves.
 
-    pool_crops has a batch axis of its own: as many samples as there would be images' crops.
+    pool_crops has a batch axis of its own: as many samples as there would be images' crops. A
+    volume is no image of a batch: there is one of it.
     """
     if case.kernels == ("pool_crops",):
         arguments = case.make(dtype, 1024, 1024 * len(SIZES) * COPIES, seed=0)
+        moved = case.bytes_moved(arguments)
+        return testing.on_device(arguments, DEVICE), [case.oracle(arguments)], moved
+    if case.family == "volumes":
+        arguments = case.make(dtype, *SIZES[0], seed=0)
         moved = case.bytes_moved(arguments)
         return testing.on_device(arguments, DEVICE), [case.oracle(arguments)], moved
     samples = [case.make(dtype, *size, seed=i) for i, size in enumerate(SIZES)]
@@ -96,7 +101,7 @@ def test_op(row, case, dtype, backend):
     if backend != "torch":  # which has other bits
         check(result, expected, max(case.tolerance, unit))
     exactness = "bits" if not case.tolerance else f"{case.tolerance:g} relative"
-    first = next(iter(arguments.values()))
+    first = arguments["xy"] if case.family == "volumes" else next(iter(arguments.values()))
     shape = "x".join(map(str, (first[0] if isinstance(first, list) else first).shape))
     benchmark = row(
         f"op {case.op}", backend, dtype=dtype,
@@ -162,6 +167,15 @@ def _ids(rgb: torch.Tensor) -> torch.Tensor:
     return red | green << 8 | blue << 16
 
 
+def _triplane(a: dict) -> torch.Tensor:
+    depth, height, width = a["shape"]
+    options = {"mode": "bilinear", "align_corners": False}
+    total = functional.interpolate(a["xy"].float(), (height, width), **options).transpose(0, 1)
+    xz = functional.interpolate(a["xz"].float(), (depth, width), **options)
+    yz = functional.interpolate(a["yz"].float(), (depth, height), **options)
+    return ((total + xz.permute(1, 2, 0, 3) + yz.permute(1, 2, 3, 0)) / 3).half()
+
+
 def _each(function: Callable, name: str = "image") -> Callable[[dict], list]:
     return lambda a: [function(image) for image in a[name]]
 
@@ -173,4 +187,5 @@ PLAIN: dict[str, Callable[[dict], object]] = {
     "gather_crops": _gather,
     "blend_crops": _blend,
     "decode_panoptic": _each(_ids, "pixels"),
+    "triplane_accumulate": _triplane,
 }

@@ -138,6 +138,31 @@ struct BlendCropsFloat {
   int64_t height, width, crops, size;
 };
 
+// Which two tokens each voxel along an axis lies between, neither descending, and how far from
+// the lower one.
+struct Taps {
+  const int32_t* low;
+  const int32_t* high;
+  const float* weight;
+};
+
+// The part of a plane that a block hangs on: a grid of tokens per slice and channel.
+struct TokenPlane {
+  const void* tokens;                  // null: the plane is missing
+  int64_t slice_pitch, channel_pitch;  // in tokens; a grid's rows lie side by side
+  int64_t rows, columns;               // of a grid
+  Taps row, column;                    // per voxel
+};
+
+struct TriplaneAccumulate {
+  Real token;
+  Real value;            // float16 or float32
+  TokenPlane planes[3];  // xy: slices are z, rows y, columns x; xz: y, z, x; yz: x, z, y
+  float scale;           // 1 / planes that are there
+  void* out;             // [channels, depth, height, width] of value
+  int64_t channels, depth, height, width;
+};
+
 // Single-threaded, an image per call: the pipeline's pool is the parallelism.
 namespace cpu {
 void percentile_bounds(const PercentileBounds& op);
@@ -150,6 +175,7 @@ void scanline_segments(const ScanlineSegments& op);
 void label_statistics(const LabelStatistics& op);
 void blend_crops(const BlendCrops& op);
 void blend_crops_float(const BlendCropsFloat& op);
+void triplane_accumulate(const TriplaneAccumulate& op);
 }  // namespace cpu
 
 // On the current device and the given cudaStream_t, without waiting, the whole batch in one
@@ -176,6 +202,7 @@ const char* panoptic_segments(const Batch<PanopticSegments>& batch, void* stream
 const char* label_statistics(const Batch<LabelStatistics>& batch, void* stream);
 const char* blend_crops(const Batch<BlendCrops>& batch, void* stream);
 const char* blend_crops_float(const Batch<BlendCropsFloat>& batch, void* stream);
+const char* triplane_accumulate(const TriplaneAccumulate& op, void* stream);
 }  // namespace cuda
 
 }  // namespace fastembed

@@ -5,8 +5,8 @@ The public API, one page:
 - ops: `percentile_bounds`, `percentile_quantize`, `zscore_quantize`, `crop_origins`,
   `gather_crops`, `pool_crops`; the rules `Percentile` and `ZScore`, `check_finite`;
   `decode_panoptic`, `panoptic_segments`, `panoptic_png_segments` and what the last two give,
-  `Segments`; `label_statistics`, which gives `LabelStatistics`; `blend_crops`. Most take one
-  image or a list of images
+  `Segments`; `label_statistics`, which gives `LabelStatistics`; `blend_crops`;
+  `triplane_accumulate` for volumes. Most take one image or a list of images
 - nouns: sources `TensorCsv`, `TensorPostgres`, `CocoPanoptic`; recipes `MultiCrop`,
   `SegmentCrops`; `load_engine`, and `model_input` for a single image; sinks `NpyPerSample`,
   `NpyPerPart`, `NpzPerSample`; indexes `Tsv`, `Postgres`, `SegmentTsv`, `ImageTsv`
@@ -33,6 +33,7 @@ from .ops import (
     percentile_bounds,
     percentile_quantize,
     pool_crops,
+    triplane_accumulate,
     zscore_quantize,
 )
 from .pipeline import extract
@@ -73,5 +74,6 @@ __all__ = [
     "percentile_bounds",
     "percentile_quantize",
     "pool_crops",
+    "triplane_accumulate",
     "zscore_quantize",
 ]

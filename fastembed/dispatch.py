@@ -41,6 +41,7 @@ FAMILIES = {
     "masks": ("blend_crops", "blend_crops_float"),
     "panoptic": ("decode_panoptic", "panoptic_segments", "scanline_segments"),
     "labels": ("label_statistics",),
+    "volumes": ("triplane_accumulate",),
 }
 
 

@@ -32,6 +32,7 @@ OPS = {
     "panoptic_segments": ["out"],
     "label_statistics": ["out"],
     "scanline_segments": ["ids", "out"],
+    "triplane_accumulate": ["out"],
 }
 CPU_ONLY = {"scanline_segments"}  # PNG files are read where they are decompressed
 
@@ -231,6 +232,21 @@ def ids(*shape):
     return zeros(*shape, dtype=torch.int32)
 
 
+def triplane(low=0, high=0, **changed):
+    """Arguments of triplane_accumulate: xy of a volume [3, 2, 4, 5] and nothing else."""
+    arguments = {
+        "planes": [zeros(2, 3, 2, 2), zeros(0, 0, 0, 0), zeros(0, 0, 0, 0)],
+        "at": torch.tensor([[0] * 8 + [low] + [0] * 13, [0] * 8 + [high] + [0] * 13]).int(),
+        "weight": zeros(22),
+        "out": zeros(3, 2, 4, 5),
+    }
+    return tuple((arguments | changed).values())
+
+
+def planes(xy, *others):
+    return [xy, *others, *[zeros(0, 0, 0, 0)] * (2 - len(others))]
+
+
 # What would read or write outside a tensor is refused by the library itself.
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
@@ -302,6 +318,28 @@ def ids(*shape):
             (zeros(4, 13).byte(), 0, ids(3, 4), table()),
             r"ids must be int32 \[4, 4\]",
         ),
+        ("triplane_accumulate", triplane(low=2, high=2), "between tokens 2 and 2 of 2"),
+        ("triplane_accumulate", triplane(low=-1), "between tokens -1 and 0 of 2"),
+        ("triplane_accumulate", triplane(low=1, high=0), "between tokens 1 and 0 of 2"),
+        (
+            "triplane_accumulate",
+            triplane(at=torch.tensor([[0] * 22, [0] * 7 + [1] + [0] * 14]).int()),
+            "voxel 4 lies before voxel 3",
+        ),
+        ("triplane_accumulate", triplane(at=ids(2, 21)), r"at must be int32 \[2, 22\]"),
+        ("triplane_accumulate", triplane(weight=zeros(21)), r"weight must be float32 \[22\]"),
+        ("triplane_accumulate", triplane(planes=planes(zeros(3, 3, 2, 2))), r"be \[2, 3, h, w\]"),
+        ("triplane_accumulate", triplane(planes=planes(zeros(2, 2, 2, 2))), r"be \[2, 3, h, w\]"),
+        ("triplane_accumulate", triplane(planes=planes(zeros(2, 3, 2, 4)[..., ::2])), "grids must"),
+        ("triplane_accumulate", triplane(planes=planes(zeros(0, 3, 2, 2))), "at least one plane"),
+        ("triplane_accumulate", triplane(planes=[zeros(2, 3, 2, 2)]), "must be xy, xz and yz"),
+        (
+            "triplane_accumulate",
+            triplane(planes=planes(zeros(2, 3, 2, 2), zeros(4, 3, 2, 2).half())),
+            "of one dtype",
+        ),
+        ("triplane_accumulate", triplane(out=zeros(3, 2, 4, 5).bfloat16()), "float32 or float16"),
+        ("triplane_accumulate", triplane(out=zeros(3, 2, 5, 4).mT), "out must be contiguous"),
         ("blend_crops", blend(crop=(7, 1, 0, 8, 9)), r"crop 0 of 8x9 at \(1, 0\).*leaves"),
         ("blend_crops", blend(crop=(7, 0, -1, 8, 9)), r"at \(0, -1\).*leaves the image"),
         ("blend_crops", blend(crop=(7, 3, 3, 0, 1)), "is empty or leaves"),

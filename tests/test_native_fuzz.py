@@ -23,6 +23,7 @@ SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH
         ("fuzz_crops", ["avx512", "portable"]),
         ("fuzz_masks", ["avx512"]),  # all four
         ("fuzz_labels", ["avx512"]),  # the CPU kernel, and the text of the CUDA one
+        ("fuzz_volumes", ["avx512"]),  # all three
     ],
 )
 def test_random_images(tmp_path, target, runs):

@@ -12,6 +12,7 @@ from .quantize import (
     percentile_quantize,
     zscore_quantize,
 )
+from .volumes import triplane_accumulate
 
 __all__ = [
     "LabelStatistics",
@@ -29,5 +30,6 @@ __all__ = [
     "percentile_bounds",
     "percentile_quantize",
     "pool_crops",
+    "triplane_accumulate",
     "zscore_quantize",
 ]

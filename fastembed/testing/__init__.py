@@ -30,6 +30,7 @@ from .oracles import (
     oracle_ramp,
     oracle_resize,
     oracle_segments,
+    oracle_triplane,
     oracle_zscore_levels,
     round_to_bfloat16,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "oracle_ramp",
     "oracle_resize",
     "oracle_segments",
+    "oracle_triplane",
     "oracle_zscore_levels",
     "panoptic_map",
     "round_to_bfloat16",

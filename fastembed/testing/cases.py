@@ -20,6 +20,7 @@ from .oracles import (
     oracle_pool,
     oracle_ramp,
     oracle_segments,
+    oracle_triplane,
     oracle_zscore_levels,
 )
 
@@ -237,6 +238,49 @@ def _blend_case(resize: str, dtype: str) -> Case:
     )
 
 
+def _tokens(dtype: str, height: int, width: int, seed: int) -> dict:
+    """Three planes of a small volume, enlarged along x and y, shrunk along z; or a real one's."""
+    rng = np.random.default_rng(seed)
+    if height * width >= 2**18:
+        channels, shape, grids = 16, (128, 128, 128), ((32, 32),) * 3
+    else:
+        channels, shape = 2, (1 + height % 3, height, width)
+        rows, columns = (height + 2) // 3, (width + 3) // 4
+        grids = ((rows, columns), (9, columns), (9, rows))
+    arguments = {"shape": shape}
+    for name, slices, grid in zip(("xy", "xz", "yz"), shape, grids, strict=True):
+        values = rng.standard_normal((slices, channels, *grid)).astype(np.float32)
+        arguments[name] = torch.from_numpy(values).to(getattr(torch, dtype))
+    return arguments
+
+
+def _planes_of(arguments: dict) -> dict:
+    return {name: arguments[name] for name in ("xy", "xz", "yz")}
+
+
+def _triplane_case(mode: str, output: str) -> Case:
+    return Case(
+        op=f"triplane_accumulate[{mode}-{output}]",
+        family="volumes",
+        kernels=("triplane_accumulate",),
+        make=_tokens,
+        run=lambda a, backend: ops.triplane_accumulate(
+            _planes_of(a), a["shape"], mode=mode, dtype=getattr(torch, output), backend=backend
+        ),
+        oracle=lambda a: oracle_triplane(
+            {name: as_numpy(plane) for name, plane in _planes_of(a).items()},
+            a["shape"],
+            mode,
+            output,
+        ),
+        bytes_moved=lambda a: (
+            sum(plane.nbytes for plane in _planes_of(a).values())
+            + a["xy"].shape[1] * int(np.prod(a["shape"])) * getattr(torch, output).itemsize
+        ),
+        dtypes=("float32", "bfloat16", "float16"),
+    )
+
+
 INTENSITIES = ("uint8", "uint16", "float32")
 
 
@@ -293,6 +337,9 @@ CASES = (
     _blend_case("pillow-bicubic", "bfloat16"),
     _blend_case("torch-uint8-bilinear", "float16"),
     *(_pool_case(mode, l2) for mode in ("avg", "max") for l2 in (False, True)),
+    _triplane_case("bilinear", "float16"),
+    _triplane_case("bilinear", "float32"),
+    _triplane_case("nearest", "float16"),
     Case(
         op="decode_panoptic",
         family="panoptic",

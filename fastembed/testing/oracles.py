@@ -170,6 +170,36 @@ def oracle_blend_crops(
     return round_to_bfloat16(crops) if dtype == "bfloat16" else crops.astype(dtype)
 
 
+def oracle_triplane(
+    planes: dict[str, np.ndarray], shape: tuple[int, int, int], mode: str, dtype: str
+) -> np.ndarray:
+    """The mean of the upsampled planes [C, D, H, W], every float32 step as the op promises it."""
+    depth, height, width = shape
+    scale = np.float32(1 / len(planes))
+
+    def along(values: np.ndarray, axis: int, length: int) -> np.ndarray:
+        count = values.shape[axis]
+        if mode == "nearest":
+            step = np.float32(count) / np.float32(length)
+            at = np.floor(np.arange(length, dtype=np.float32) * step).astype(int)
+            return values.take(np.minimum(at, count - 1), axis)
+        source = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
+        t = np.expand_dims((source % 1).astype(np.float32), tuple(range(1, values.ndim - axis)))
+        low, high = (values.take(f(source).astype(int), axis) for f in (np.floor, np.ceil))
+        return low + t * (high - low)
+
+    parts = dict.fromkeys(("xy", "xz", "yz"), np.float32(0))
+    for name, plane in planes.items():
+        tokens = plane.astype(np.float32) * scale
+        if name == "xy":  # [z, C, y, x]
+            parts[name] = along(along(tokens, 3, width), 2, height).transpose(1, 0, 2, 3)
+        elif name == "xz":  # [y, C, z, x]
+            parts[name] = along(along(tokens, 3, width), 2, depth).transpose(1, 2, 0, 3)
+        else:  # [x, C, z, y]
+            parts[name] = along(along(tokens, 2, depth), 3, height).transpose(1, 2, 3, 0)
+    return (parts["xy"] + parts["xz"] + parts["yz"]).astype(dtype)
+
+
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """float32 rounded half to even to bfloat16, still as float32. For finite values."""
     bits = values.astype(np.float32).view(np.uint32)
