@@ -8,6 +8,9 @@ loader = DataLoader(EmbeddingTextDataset(records), batch_size=64, num_workers=4)
 
 features = PanopticFeatures("cache/vis_embed")
 vector = features["000000142238", 3937500]
+
+for features, gt, mask in create_preprocessed_dataloader("preprocessed_volumes", batch_size=4):
+    ...
 """
 
 from __future__ import annotations
@@ -30,10 +33,24 @@ __all__ = [
     "EmbeddingText",
     "EmbeddingTextDataset",
     "PanopticFeatures",
+    "PreprocessedDINOv3Dataset",  # noqa: F822
+    "create_preprocessed_dataloader",  # noqa: F822
     "fetch_embeddings_and_texts",
     "get_db_connection",
     "read_embeddings_and_texts",
 ]
+
+_OF_VOLUMES = ("PreprocessedDINOv3Dataset", "create_preprocessed_dataloader")
+
+
+def __getattr__(name: str):
+    # Their packages are an extra, and not needed for the rest.
+    if name in _OF_VOLUMES:
+        from . import volumes
+
+        return getattr(volumes, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 TEXT_TABLES = ("texts", "prompts")
 

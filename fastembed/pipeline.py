@@ -65,6 +65,7 @@ def extract(
     limit: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    name: str = "",
     progress: Callable[[Report, int], None] | None = None,
 ) -> Report:
     """Embeds every sample of `source` that `index` does not hold yet.
@@ -82,6 +83,8 @@ def extract(
         limit: only the first rows of the source.
         strict: stop at the first sample that fails.
         overwrite: remove what the output folder holds and start afresh.
+        name: of this run, where several with different samples share an output folder; their
+            failures stand in ``failures-<name>.jsonl``.
         progress: called with (report so far, samples in all) now and then, from one thread.
 
     Returns:
@@ -113,7 +116,8 @@ def extract(
     present = sink.open()
     done = index.open() & present
 
-    suffix = "" if parts == 1 else f"-{part}-of-{parts}"
+    suffix = f"-{name}" if name else ""
+    suffix += "" if parts == 1 else f"-{part}-of-{parts}"
     report = Report(
         workers=workers,
         output=str(sink.folder),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import read_outputs
@@ -164,3 +165,45 @@ def test_shards_of_a_command_leave_the_bytes_of_one_run(slurm, plates, tmp_path,
     }, errors
     assert cli.main([*submit, "--missing", "--", *command, str(many)]) == 0
     assert "0 of 2 shards to submit again" in capsys.readouterr().err
+
+
+def test_volumes_of_which_two_are_killed_end_complete_and_verified(slurm, tmp_path):
+    """FASTEMBED_SLURM_VOLUMES=20 for the long form."""
+    pytest.importorskip("tensorstore", reason="tensorstore is not installed")
+    from test_volumes_job import make_sections, options_of
+
+    count = int(os.environ.get("FASTEMBED_SLURM_VOLUMES", 4))
+    out = tmp_path / "out"
+    submit = [
+        "volumes", "submit", *options_of(make_sections(tmp_path / "sections"), out),
+        "--num-volumes", str(count), "--memory-gb", "1.9", "--num-processors", "2",
+        "--walltime", "0:10", "--no-gpu",
+    ]  # fmt: skip
+    assert cli.main(submit) == 0
+    victims = []
+
+    def two_are_killed():
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = process.joinpath("cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"preprocess" in words and str(out).encode() in b"\0".join(words):
+                index = int(words[words.index(b"--volume-index") + 1])
+                if index % 2 and index not in victims and len(victims) < 2:
+                    os.kill(int(process.name), signal.SIGKILL)
+                    victims.append(index)
+        return len(victims) == 2
+
+    wait_for(two_are_killed, "two killed tasks", 300)
+    slurm.wait(600)
+    check = ["volumes", "check", "--output-dir", str(out), "--num-volumes", str(count)]
+    assert cli.main(check) == 3
+    finished = set(range(count)) - set(victims)
+    stamps = {i: (out / f"volume_{i:06d}_metadata.json").stat().st_mtime_ns for i in finished}
+    assert not any((out / f"volume_{i:06d}_metadata.json").exists() for i in victims)
+    assert cli.main([*submit, "--missing"]) == 0
+    slurm.wait(600)
+    assert cli.main([*check, "--verify"]) == 0
+    for i, stamp in stamps.items():
+        assert (out / f"volume_{i:06d}_metadata.json").stat().st_mtime_ns == stamp

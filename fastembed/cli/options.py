@@ -173,6 +173,7 @@ def add_run(
     parser: argparse.ArgumentParser,
     batch_size: tuple[str, ...] = ("--batch-size",),
     workers: tuple[str, ...] = ("--workers",),
+    default_workers: str = "one per core, at most 8",
 ) -> None:
     """What every extraction has: batches, workers, failures, report; two under several names."""
     group = parser.add_argument_group("run")
@@ -189,7 +190,7 @@ def add_run(
         dest="workers",
         type=threads,
         metavar="N",
-        help="reader threads; default one per core, at most 8",
+        help=f"reader threads; default {default_workers}",
     )
     group.add_argument("--strict", action="store_true", help="stop at the first sample that fails")
     group.add_argument(
@@ -208,7 +209,9 @@ def add_run(
     )
 
 
-def run_extraction(arguments: argparse.Namespace, source, recipe, engine, sink, index) -> int:
+def run_extraction(
+    arguments: argparse.Namespace, source, recipe, engine, sink, index, name: str = ""
+) -> int:
     """`extract` with the options of `add_run`, --shard and --limit; returns the exit status."""
     from ..pipeline import SampleFailed, extract
     from ..progress import Progress
@@ -226,6 +229,7 @@ def run_extraction(arguments: argparse.Namespace, source, recipe, engine, sink, 
                 limit=arguments.limit,
                 strict=arguments.strict,
                 overwrite=arguments.overwrite,
+                name=name,
                 progress=progress,
             )
         except SampleFailed as error:

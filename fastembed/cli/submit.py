@@ -26,6 +26,7 @@ from ..cluster import (
     parse_indices,
     submit,
 )
+from ..cluster.local import gpus_here
 from ..cluster.submission import NAMES
 from ..database import DBConfig
 from .options import EXIT_FAILURES, Formatter, UsageError, positive, wants_embedded
@@ -129,7 +130,8 @@ def add_scheduler(
     group.add_argument(
         "--gpu",
         action=argparse.BooleanOptionalAction,
-        help=f"one GPU per task, or none; default {'--gpu' if gpu else '--no-gpu'}",
+        help=f"one GPU per task, or none; default {'--gpu' if gpu else '--no-gpu'}"
+        + (", for local what is here" if gpu else ""),
     )
     group.add_argument(
         "--gpus",
@@ -176,6 +178,7 @@ def resources_of(arguments: argparse.Namespace) -> Resources:
     if arguments.scheduler == "local":  # a cluster's memory and time limits are not this machine's
         defaults["processors"] = min(defaults["processors"], len(os.sched_getaffinity(0)))
         defaults["memory_gb"] = defaults["walltime"] = None
+        defaults["gpu"] = defaults["gpu"] and bool(gpus_here())
     if arguments.gpus is not None and arguments.gpu is False:
         raise UsageError("--no-gpu and --gpus contradict each other")
     gpu = defaults["gpu"] if arguments.gpu is None else arguments.gpu

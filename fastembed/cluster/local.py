@@ -53,14 +53,15 @@ def slots(resources: Resources) -> list[list[str] | None]:
     each = int(resources.gpus or 0)
     if not each:
         return [None] * count
-    devices = _devices()
+    devices = gpus_here()
     if len(devices) < each:
         raise ValueError(f"gpus: each task needs {each}, and there are {len(devices)} here")
     groups = [devices[i : i + each] for i in range(0, len(devices) - each + 1, each)]
     return groups[:count]
 
 
-def _devices() -> list[str]:
+def gpus_here() -> list[str]:
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES has them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
