@@ -7,16 +7,17 @@ The public API, one page:
   `decode_panoptic`, `panoptic_segments`, `panoptic_png_segments` and what the last two give,
   `Segments`; `label_statistics`, which gives `LabelStatistics`; `blend_crops`;
   `triplane_accumulate` for volumes. Most take one image or a list of images
-- nouns: sources `TensorCsv`, `TensorPostgres`, `CocoPanoptic`; recipes `MultiCrop`,
-  `SegmentCrops`; `load_engine`, and `model_input` for a single image; sinks `NpyPerSample`,
-  `NpyPerPart`, `NpzPerSample`; indexes `Tsv`, `Postgres`, `SegmentTsv`, `ImageTsv`
+- nouns: sources `TensorCsv`, `TensorPostgres`, `CocoPanoptic`, `ImageFolder`; recipes `MultiCrop`,
+  `SegmentCrops`, `SpatialMaps`; `load_engine`, and `model_input` for a single image; sinks
+  `NpyPerSample`, `NpyPerPart`, `NpzPerSample`, `MapFiles`; indexes `Tsv`, `Postgres`,
+  `SegmentTsv`, `ImageTsv`, `MapTsv`; those of volumes in `fastembed.volumes`
 - verb: `extract`, which returns a `Report`
 - after it: `fastembed.datasets`, `fastembed.plots`, `fastembed.stats`; on many machines:
   `fastembed.cluster`
 """
 
 from .engines import load_engine, model_input
-from .indexes import ImageTsv, Postgres, SegmentTsv, Tsv
+from .indexes import ImageTsv, MapTsv, Postgres, SegmentTsv, Tsv
 from .ops import (
     LabelStatistics,
     Percentile,
@@ -37,15 +38,18 @@ from .ops import (
     zscore_quantize,
 )
 from .pipeline import extract
-from .recipes import MultiCrop, SegmentCrops
+from .recipes import MultiCrop, SegmentCrops, SpatialMaps
 from .report import Report
-from .sinks import NpyPerPart, NpyPerSample, NpzPerSample
-from .sources import CocoPanoptic, TensorCsv, TensorPostgres
+from .sinks import MapFiles, NpyPerPart, NpyPerSample, NpzPerSample
+from .sources import CocoPanoptic, ImageFolder, TensorCsv, TensorPostgres
 
 __all__ = [
     "CocoPanoptic",
+    "ImageFolder",
     "ImageTsv",
     "LabelStatistics",
+    "MapFiles",
+    "MapTsv",
     "MultiCrop",
     "NpyPerPart",
     "NpyPerSample",
@@ -56,6 +60,7 @@ __all__ = [
     "SegmentCrops",
     "SegmentTsv",
     "Segments",
+    "SpatialMaps",
     "TensorCsv",
     "TensorPostgres",
     "Tsv",

@@ -9,6 +9,8 @@ loader = DataLoader(EmbeddingTextDataset(records), batch_size=64, num_workers=4)
 features = PanopticFeatures("cache/vis_embed")
 vector = features["000000142238", 3937500]
 
+map, mask = FeatureMaps("features")["photo"]
+
 for features, gt, mask in create_preprocessed_dataloader("preprocessed_volumes", batch_size=4):
     ...
 """
@@ -20,18 +22,21 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from .database import DatabaseError, DBConfig, get_db_connection
-from .indexes import EMBEDDING_TABLE, ImageTsv, SegmentTsv
+from .indexes import EMBEDDING_TABLE, ImageTsv, MapTsv, SegmentTsv
 
 __all__ = [
     "DBConfig",
     "EmbeddingText",
     "EmbeddingTextDataset",
+    "FeatureMaps",
+    "MapAndMask",
     "PanopticFeatures",
     "PreprocessedDINOv3Dataset",  # noqa: F822
     "create_preprocessed_dataloader",  # noqa: F822
@@ -263,3 +268,58 @@ class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
         vectors = np.stack([files[name][row] for name, row in self._places.values()])
         # The norm of what was rounded to float16 is 1 to about 1e-3 only.
         return torch.nn.functional.normalize(torch.from_numpy(vectors).float())
+
+
+class MapAndMask(NamedTuple):
+    """An image's features, float32 or float16 [D, g, g'], and its mask, uint8 [g, g']."""
+
+    map: torch.Tensor
+    mask: torch.Tensor
+
+
+class FeatureMaps(Mapping[str, MapAndMask]):
+    """The feature maps that ``fastembed maps`` leaves, by name.
+
+    Names are in the order of the index; an image's path is in `sources`. Files are read when they
+    are asked for, and none stays open: it works in DataLoader workers.
+
+    Args:
+        output: the folder with ``maps.tsv``.
+
+    Raises:
+        FileNotFoundError: there is no such index.
+    """
+
+    def __init__(self, output: str | Path) -> None:
+        self.folder = Path(output)
+        with (self.folder / MapTsv.file_name).open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream, dialect="excel-tab")
+            self.sources = {row["name"]: row["source"] for row in rows}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.sources)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __getitem__(self, name: str) -> MapAndMask:
+        """Map and mask of an image.
+
+        Raises:
+            KeyError: the folder does not hold it. OSError: a file is gone.
+        """
+        return MapAndMask(self._load(name, ""), self._load(name, "_mask"))
+
+    def layer(self, name: str, block: int) -> torch.Tensor:
+        """The map of one of ``--layers``, [D, g, g'], by the number that was given there.
+
+        Raises:
+            KeyError: the folder does not hold the image. OSError: there is no map of that layer.
+        """
+        return self._load(name, f"_layer{block}")
+
+    def _load(self, name: str, suffix: str) -> torch.Tensor:
+        if name not in self.sources:
+            raise KeyError(name)
+        return torch.from_numpy(np.load(self.folder / f"{name}{suffix}.npy", allow_pickle=False))

@@ -1,7 +1,8 @@
 """Which samples are done: a sample is done when its row is committed here.
 
 `Tsv` and `Postgres` hold ``image_embeddings``: the embedding's path and the sample's text_id;
-`SegmentTsv` and `ImageTsv` the segments of photos. No index holds a path twice.
+`SegmentTsv` and `ImageTsv` the segments of photos; `MapTsv` images and their maps. No index holds
+a path twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -121,6 +122,36 @@ class ImageTsv(Tsv):
 
     def _rows_of(self, item: Item) -> list[tuple]:
         return [(item.name, f"{item.name}.npz", len(item.parts))]
+
+
+class MapTsv(Tsv):
+    """``maps.tsv``, a row per image: name, source, shape and dtype of its map.
+
+    Args:
+        folder: of the outputs.
+        paths: what the source has under each name, as `ImageFolder.paths`. A row of another path
+            than that is dropped: the name stands for another image now.
+    """
+
+    file_name = "maps.tsv"
+    columns = ("name", "source", "shape", "dtype")
+
+    def __init__(self, folder: str | Path, paths: Mapping[str, str] | None = None) -> None:
+        super().__init__(folder)
+        self._paths = paths or {}
+
+    def open(self) -> set[str]:
+        super().open()
+        changed = {name for name, path, *_ in self._rows() if self._paths.get(name, path) != path}
+        if changed:
+            self.remove(changed)
+        return set(self._names)
+
+    def _rows_of(self, item: Item) -> list[tuple]:
+        return [(item.name, item.path, item.fields["shape"], item.fields["dtype"])]
+
+    def _name(self, row: Sequence[str]) -> str:
+        return row[0]
 
 
 class Postgres:

@@ -68,10 +68,12 @@ class Recipe(Protocol):
 
     Attributes:
         dtype: of what is written.
+        unit: what the length of a result counts, in a word for the report.
         channels_to_read: length of the channel prefix that a source has to read.
     """
 
     dtype: str
+    unit: str
     channels_to_read: int
 
     def prepare(self, sample: Sized, key: str, contract: InputContract) -> Inputs:

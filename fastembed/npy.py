@@ -121,8 +121,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 def remove_stale_temporaries(folder: Path) -> None:
     """Deletes the temporary files that a killed process of this host left in `folder`."""
-    for path in folder.glob(".*.np[yz].*.tmp"):
-        owner = re.split(r"\.np[yz]\.", path.name.removesuffix(".tmp"))[-1]
+    for path in folder.glob(".*.tmp"):
+        owner = re.split(r"\.(?:np[yz]|json)\.", path.name.removesuffix(".tmp"))[-1]
         host, _, process = owner.rpartition("-")
         if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
             path.unlink(missing_ok=True)

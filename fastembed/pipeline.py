@@ -72,8 +72,8 @@ def extract(
 
     Args:
         source: lists and reads samples, such as `sources.TensorCsv`.
-        recipe: such as `recipes.MultiCrop`, for a vector per sample, or
-            `recipes.SegmentCrops`, for one per segment.
+        recipe: such as `recipes.MultiCrop`, for a vector per sample, `recipes.SegmentCrops`, for
+            one per segment, or `recipes.SpatialMaps`, for maps.
         engine: of `load_engine`.
         sink: such as `sinks.NpyPerSample`.
         index: such as `indexes.Tsv` or `indexes.Postgres`.
@@ -120,6 +120,7 @@ def extract(
     suffix += "" if parts == 1 else f"-{part}-of-{parts}"
     report = Report(
         workers=workers,
+        unit=recipe.unit,
         output=str(sink.folder),
         index=str(index),
         failures_file=str(sink.folder / f"failures{suffix}.jsonl"),

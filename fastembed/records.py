@@ -18,7 +18,7 @@ class Item:
     Attributes:
         key: unique in its source; seeds the sample's crops and decides its shard.
         path: what the source reads.
-        name: file name of the output, without suffix.
+        name: of the output, without suffix: a file name, or a path of such in the output folder.
         fields: what the index stores beside the path, such as ``{"text_id": 7}``.
         defect: why the row cannot be used, where the listing itself is broken.
         parts: of a sample that gives several vectors, id and label of each part that gives
@@ -33,8 +33,11 @@ class Item:
     parts: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain file name; got {self.name!r}")
+        parts = self.name.split("/")
+        if any(not part or part.startswith(".") for part in parts) or "\0" in self.name:
+            raise ValueError(
+                f"name must be a file name, or such joined by /, none hidden; got {self.name!r}"
+            )
 
     def in_shard(self, index: int, count: int) -> bool:
         """Whether this item is in shard `index` of `count`: by key, whatever the order."""
@@ -70,6 +73,23 @@ class Photo:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image as a source reads it.
+
+    Attributes:
+        image: [H, W, 3] uint8, RGB, not multiplied by alpha.
+        alpha: [H, W] uint8; None where all is opaque.
+    """
+
+    image: np.ndarray
+    alpha: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
+
+
+@dataclass(frozen=True)
 class Embedded:
     """One sample's vectors, ready to be written: [V, D] float32 or float16, finite.
 
@@ -94,6 +114,43 @@ class Embedded:
     @property
     def nbytes(self) -> int:
         return self.vectors.nbytes
+
+
+@dataclass(frozen=True)
+class Maps:
+    """One image's feature maps, ready to be written.
+
+    Attributes:
+        maps: by engine output, [D, g, g'] float32 or float16, finite.
+        mask: [g, g'] uint8, 1 where something of the image is not transparent.
+        facts: what the JSON beside the maps says of the image, ready for it.
+    """
+
+    item: Item
+    maps: Mapping[str, np.ndarray]
+    mask: np.ndarray
+    facts: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        for output, array in self.maps.items():
+            if array.ndim != 3 or array.dtype not in ("f4", "f2"):
+                raise ValueError(
+                    f"{output} must be float32 or float16 [D, g, g']; "
+                    f"got {array.dtype} {list(array.shape)}"
+                )
+            if array.shape[1:] != self.mask.shape:
+                raise ValueError(
+                    f"mask must be {list(array.shape[1:])} as {output} is; "
+                    f"got {list(self.mask.shape)}"
+                )
+            check_finite_features(array)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.maps.values()) + self.mask.nbytes
 
 
 def check_finite_features(features: np.ndarray) -> None:

@@ -68,7 +68,7 @@ class Report:
         already_done: committed by an earlier run with the same settings.
         duplicates: rows that repeat an earlier row of this run.
         embedded: committed by this run.
-        vectors: how many vectors those samples gave.
+        vectors: how many vectors or maps those samples gave; `unit` says which.
         failed: written to failures.jsonl; of a sample that lacks some of its parts the others
             are committed.
         seconds: wall time, from the first read on.
@@ -81,6 +81,7 @@ class Report:
     duplicates: int = 0
     embedded: int = 0
     vectors: int = 0
+    unit: str = "vectors"
     failed: int = 0
     seconds: float = 0.0
     workers: int = 1
@@ -116,7 +117,7 @@ class Report:
         Path(path).write_text(self.to_json() + "\n")
 
     def __str__(self) -> str:
-        vectors = f" ({self.vectors} vectors)" if self.vectors != self.embedded else ""
+        vectors = f" ({self.vectors} {self.unit})" if self.vectors != self.embedded else ""
         lines = [
             f"{self.embedded} embedded{vectors}, {self.already_done} already done, "
             f"{self.failed} failed"

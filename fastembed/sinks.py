@@ -7,15 +7,18 @@ same names.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import numpy as np
 
-from . import npy
-from .records import Embedded, Item
+from . import npy, signature
+from .records import Embedded, Item, Maps
+
+_LAYER_FILE = re.compile(r"(.+)(_layer-?\d+\.npy)", re.DOTALL)
 
 
 class NpyPerSample:
@@ -59,11 +62,7 @@ class NpyPerSample:
 
     def flush(self) -> None:
         """Makes the names of the files written so far survive a power cut."""
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_folder(self.folder)
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -116,3 +115,104 @@ class NpzPerSample(NpyPerSample):
             labels=np.array(list(parts.values()), dtype=np.int32),
         )
         npy.write_bytes_atomically(self.path(embedded.item.name), content.getvalue())
+
+
+class MapFiles:
+    """``<name>.npy`` ([D, g, g]) and ``<name>_mask.npy`` (uint8 [g, g]) per image, and where they
+    are asked for ``<name>_layer<K>.npy`` per block and ``<name>.json``; names may have folders.
+
+    Args:
+        folder: a pair of map and mask in it is ours once the folder has its settings file.
+        outputs: of the engine: ``map`` or ``processed``, and ``map@K``. K stands in the file's name
+            as it was given: ``map@-1`` is ``<name>_layer-1.npy``.
+        meta: what the JSON says of every image, such as the model; None for no JSON.
+
+    An image is there when all its files are.
+    """
+
+    form = "maps"
+    holds_parts = False
+
+    def __init__(
+        self,
+        folder: str | Path,
+        outputs: Iterable[str] = ("map",),
+        meta: Mapping[str, object] | None = None,
+    ) -> None:
+        self.folder = Path(folder).resolve()
+        self.meta = meta
+        self.suffixes = {output: _map_suffix(output) for output in outputs}
+        if list(self.suffixes.values()).count(".npy") != 1:
+            raise ValueError(
+                f"outputs must have one of map and processed, and any map@K; "
+                f"got {', '.join(self.suffixes)}"
+            )
+        self._touched: set[Path] = set()
+        self._layers: dict[str, list[str]] = {}  # also of blocks that are no output now
+
+    def open(self) -> set[str]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / signature.FILE_NAME).exists():
+            return set()
+        suffixes = [*self.suffixes.values(), "_mask.npy"]
+        if self.meta is not None:
+            suffixes.append(".json")
+        names = set()
+        for place, _, files in os.walk(self.folder):
+            npy.remove_stale_temporaries(Path(place))
+            there, below = set(files), os.path.relpath(place, self.folder)
+            prefix = "" if below == "." else f"{below}/"
+            for file in files:
+                name = file.removesuffix(".npy")
+                if name != file and all(name + suffix in there for suffix in suffixes):
+                    names.add(prefix + name)
+                if layer := _LAYER_FILE.fullmatch(file):
+                    self._layers.setdefault(prefix + layer[1], []).append(layer[2])
+        return names
+
+    def todo(self, item: Item, done: Set[str]) -> Item | None:
+        """What of the item is not among the names `done`; None where all is."""
+        return None if item.name in done else item
+
+    def write(self, result: Maps) -> None:
+        """Writes an image's files: complete and on disk when this returns. Safe from many
+        threads."""
+        name = result.item.name
+        folder = self._path(name, "").parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self._touched.add(folder)
+        for output, array in result.maps.items():
+            npy.write_atomically(self._path(name, self.suffixes[output]), array)
+        npy.write_atomically(self._path(name, "_mask.npy"), result.mask)
+        if self.meta is not None:
+            facts = json.dumps({**result.facts, **self.meta}, indent=2, ensure_ascii=False)
+            npy.write_bytes_atomically(self._path(name, ".json"), f"{facts}\n".encode())
+
+    def flush(self) -> None:
+        """Makes the names of the files written so far survive a power cut."""
+        touched, self._touched = self._touched, set()
+        for folder in {parent for path in touched for parent in (path, *path.parents)}:
+            if folder == self.folder or self.folder in folder.parents:
+                _sync_folder(folder)
+
+    def remove(self, name: str) -> None:
+        for suffix in (".npy", "_mask.npy", ".json", *self._layers.get(name, ())):
+            self._path(name, suffix).unlink(missing_ok=True)
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{name}{suffix}"
+
+
+def _map_suffix(output: str) -> str:
+    name, at, block = output.partition("@")
+    if name not in ("map", "processed"):
+        raise ValueError(f"outputs must be maps; got {output!r}")
+    return f"_layer{block}.npy" if at else ".npy"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

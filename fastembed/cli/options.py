@@ -182,7 +182,7 @@ def add_run(
         dest="batch_size",
         type=positive,
         metavar="N",
-        help="crops per model call; part of the settings, since bits can depend "
+        help="crops or images per model call; part of the settings, since bits can depend "
         "on it; default 16 on a CPU, 128 on a GPU",
     )
     group.add_argument(

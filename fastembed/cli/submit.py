@@ -31,7 +31,7 @@ from ..cluster.submission import NAMES
 from ..database import DBConfig
 from .options import EXIT_FAILURES, Formatter, UsageError, positive, wants_embedded
 
-OUTPUT_OPTIONS = ("output_dir", "cache_dir")
+OUTPUT_OPTIONS = ("output_dir", "cache_dir", "output")
 SHOWN_FAILURES = 10
 
 

@@ -38,23 +38,47 @@ def model_input(image: Image.Image | np.ndarray, contract: InputContract) -> Ten
         image = image.convert("RGB")
     if _is_one_kernel(contract):
         return _squashed(np.asarray(image), contract)
-    whose, _, interpolation = contract.resize.filter.rpartition("-")
-    size = _resized(image.size, contract)
-    if whose.startswith("pillow"):
-        image = image.resize(size[::-1], Image.Resampling[interpolation.upper()])
-        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    else:
-        levels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        if whose == "float":
-            levels = levels / torch.tensor(255.0)
-        levels = _torch_resize(levels, size, interpolation)
-    levels = _center(levels, contract, rounded=whose.startswith("pillow"))
+    levels = input_levels(image, contract)
     planes = levels[list(contract.channel_map)]
-    if whose == "float":
+    if levels.is_floating_point():
         mean = torch.tensor(contract.mean)[:, None, None]
         return ((planes - mean) / torch.tensor(contract.std)[:, None, None]).to(contract.dtype)
     table = kept_level_table(contract.mean, contract.std, contract.dtype, len(planes))
     return torch.stack([row[plane.long()] for row, plane in zip(table, planes, strict=True)])
+
+
+def input_levels(image: Image.Image, contract: InputContract) -> Tensor:
+    """A Pillow image of mode RGB or L resized and cut as an engine's input is: [C, height, width]
+    uint8, or float32 in 0..1 with a ``float-*`` filter."""
+    whose, _, interpolation = contract.resize.filter.rpartition("-")
+    height, width, top, left = placement((image.height, image.width), contract)
+    if whose.startswith("pillow"):
+        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    levels = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1)
+    if not whose.startswith("pillow"):
+        if whose == "float":
+            levels = levels / torch.tensor(255.0)
+        levels = _torch_resize(levels, (height, width), interpolation)
+    return levels[:, top : top + contract.height, left : left + contract.width]
+
+
+def placement(shape: tuple[int, int], contract: InputContract) -> tuple[int, int, int, int]:
+    """(height, width) that an image [H, W] is resized to, and (top, left) of the input in that.
+
+    Where the centre cannot be cut evenly, torchvision's transforms (of timm and open_clip) round
+    to even, and transformers rounds down.
+    """
+    shorter, (height, width) = contract.resize.shorter, shape
+    if shorter is None:
+        return contract.height, contract.width, 0, 0
+    if width <= height:
+        height, width = int(shorter * height / width), shorter
+    else:
+        height, width = shorter, int(shorter * width / height)
+    top, left = height - contract.height, width - contract.width
+    if contract.resize.filter.startswith("pillow"):
+        return height, width, round(top / 2), round(left / 2)
+    return height, width, top // 2, left // 2
 
 
 def _is_one_kernel(contract: InputContract) -> bool:
@@ -83,26 +107,8 @@ def _squashed(pixels: np.ndarray, contract: InputContract) -> Tensor:
     return crops[0]
 
 
-def _resized(size: tuple[int, int], contract: InputContract) -> tuple[int, int]:
-    """(height, width) that an image of (width, height) is resized to."""
-    shorter, (width, height) = contract.resize.shorter, size
-    if shorter is None:
-        return contract.height, contract.width
-    if width <= height:
-        return int(shorter * height / width), shorter
-    return shorter, int(shorter * width / height)
-
-
 def _torch_resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     mode = InterpolationMode(interpolation)
     return functional.resize(image, list(size), mode, antialias=True)
-
-
-def _center(image: Tensor, contract: InputContract, rounded: bool) -> Tensor:
-    """The centre of the input's size. Where it cannot be cut evenly, torchvision's transforms (of
-    timm and open_clip) round to even, and transformers rounds down."""
-    spare = [have - want for have, want in zip(image.shape[1:], contract.shape[1:], strict=True)]
-    top, left = (round(s / 2) if rounded else s // 2 for s in spare)
-    return image[:, top : top + contract.height, left : left + contract.width]

@@ -36,6 +36,7 @@ class MultiCrop:
     """
 
     dtype: ClassVar[str] = "float32"  # of the vectors
+    unit: ClassVar[str] = "vectors"
 
     quantize: Rule
     channels: tuple[int, ...] = (0, 1, 2, 3, 4)

@@ -30,6 +30,7 @@ class SegmentCrops:
     """
 
     dtype: ClassVar[str] = "float16"  # of the vectors
+    unit: ClassVar[str] = "vectors"
     channels_to_read: ClassVar[int] = 3
 
     bg_alpha: float = 0.3

@@ -43,6 +43,7 @@ class TriPlane:
     """
 
     channels_to_read: ClassVar[int] = 1
+    unit: ClassVar[str] = "volumes"
 
     orientations: tuple[str, ...] = ("xy", "xz", "yz")
     upsample: str = "bilinear"
