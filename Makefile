@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench memory lint clean
 
 # Everything that is installed, once: torch first, since the native kernels build against it.
 $(VENV)/installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
@@ -21,6 +21,10 @@ test: $(VENV)/installed lint
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=median --quiet
+
+memory: $(VENV)/installed
+	$(BIN)/pip install --quiet 'matplotlib>=3.9'
+	$(BIN)/python benchmarks/memory.py --photos 2000
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

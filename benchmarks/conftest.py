@@ -1,8 +1,9 @@
 """Turns pytest-benchmark's results into one table and one CSV.
 
 A test marks its rows with the `row` fixture: which stage (group), which contender, how many
-bytes or images it moves, and whether it is the baseline that the ratios are against. Beside
-them stands a memory-copy probe of the same process: these machines drift, ratios do not.
+bytes or images it moves, into how many units (segments, say), and whether it is the baseline
+that the ratios are against. Beside them stands a memory-copy probe of the same process: these
+machines drift, ratios do not.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     "group", "contender", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms", "bytes", "gb_per_s",
-    "percent_of_copy", "images_per_s", "gflop_per_s", "percent_of_matmul", "ratio", "exactness",
-    "threads", "device", "versions", "date",
+    "percent_of_copy", "images_per_s", "units_per_s", "gflop_per_s", "percent_of_matmul",
+    "engine_busy_percent", "ratio", "exactness", "threads", "device", "versions", "date",
 )  # fmt: skip
 
 # What the kernels are to reach on one thread of a Zen 5-class core, in ms, by (group, contender,
@@ -58,20 +59,32 @@ RELATIVE_GOALS = {
     for group in ("chunk 256x64x64x64 of a volume", "64 channels of a volume")
 }
 
+# What whole jobs are to reach, at the least, by (group, first word of the contender): a column.
+JOB_GOALS = {
+    **{
+        (f"panoptic, {photos}, files to model input", "recipe"): ("ratio", 15)
+        for photos in ("COCO photo", "generated photos")
+    },
+    **{
+        (f"panoptic, {photos}, files to files", "engine"): ("engine_busy_percent", 95)
+        for photos in ("COCO photo", "generated photos")
+    },
+}
+
 
 @pytest.fixture
 def row(benchmark):
     """Call it with what the table shall say of this benchmark."""
 
     def describe(
-        group, contender, *, dtype="", shape="", nbytes=0, images=0, flops=0, exactness="",
-        baseline=False, device="cpu",
+        group, contender, *, dtype="", shape="", nbytes=0, images=0, units=0, flops=0,
+        exactness="", baseline=False, device="cpu",
     ):  # fmt: skip
         benchmark.group = group
         benchmark.extra_info.update(
-            contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images, flops=flops,
-            exactness=exactness, baseline=baseline, threads=torch.get_num_threads(),
-            device=device,
+            contender=contender, dtype=dtype, shape=shape, bytes=nbytes, images=images, units=units,
+            flops=flops, exactness=exactness, baseline=baseline,
+            threads=torch.get_num_threads(), device=device,
         )  # fmt: skip
         return benchmark
 
@@ -184,8 +197,10 @@ def _rows(benchmarks) -> list[dict]:
                 "gb_per_s": round(speed, 2) if speed else "",
                 "percent_of_copy": round(100 * speed / copies[info["device"]], 1) if speed else "",
                 "images_per_s": round(info["images"] / p50, 1) if info["images"] else "",
+                "units_per_s": round(info["units"] / p50, 1) if info["units"] else "",
                 "gflop_per_s": round(flops / 1e9, 1) if flops else "",
                 "percent_of_matmul": round(100 * flops / matmul[info["dtype"]], 1) if flops else "",
+                "engine_busy_percent": round(100 * info["busy"], 1) if "busy" in info else "",
                 "ratio": round(baseline / p50, 2) if baseline else "",
                 "threads": info["threads"],
                 **_machine(),
@@ -211,7 +226,7 @@ def _table(rows: list[dict]) -> list[str]:
     lines = ["", f"{rows[0]['device']}; {rows[0]['versions']}", ""]
     lines.append(
         f"{'':<44} {'dtype':<9} {'p50 ms':>10} {'GB/s':>7} {'% copy':>7} {'img/s':>9} "
-        f"{'% matmul':>8} {'ratio':>8}"
+        f"{'units/s':>9} {'% matmul':>8} {'% busy':>7} {'ratio':>8}"
     )
     group = None
     for row in rows:
@@ -221,7 +236,8 @@ def _table(rows: list[dict]) -> list[str]:
         lines.append(
             f"  {row['contender']:<42} {row.get('dtype', ''):<9} {row['p50_ms']:>10.3f} "
             f"{row['gb_per_s']!s:>7} {row['percent_of_copy']!s:>7} "
-            f"{row.get('images_per_s', '')!s:>9} {row.get('percent_of_matmul', '')!s:>8} "
+            f"{row.get('images_per_s', '')!s:>9} {row.get('units_per_s', '')!s:>9} "
+            f"{row.get('percent_of_matmul', '')!s:>8} {row.get('engine_busy_percent', '')!s:>7} "
             f"{row.get('ratio', '')!s:>8}"
         )
     lines.append("ratio: how many times faster than the row of its group that has 1.0")
@@ -240,7 +256,7 @@ def _goals(rows: list[dict]) -> list[str]:
         lines.append(f"  {' '.join(key)}: {row['p50_ms']:.3f} ms of {goal}, {verdict}")
     if lines:
         lines = ["", "goals, for one thread of a Zen 5-class core:", *lines]
-    return lines + _relative_goals(rows)
+    return lines + _job_goals(rows) + _relative_goals(rows)
 
 
 def _relative_goals(rows: list[dict]) -> list[str]:
@@ -256,3 +272,14 @@ def _relative_goals(rows: list[dict]) -> list[str]:
                     f"  {' '.join(key)}: {ratio:.2f} of {other}, at most {most}, {verdict}"
                 )
     return ["", "goals beside other rows of this run:", *lines] if lines else []
+
+
+def _job_goals(rows: list[dict]) -> list[str]:
+    lines = []
+    for row in rows:
+        key = (row["group"], row["contender"].split()[0])
+        if key in JOB_GOALS:
+            column, goal = JOB_GOALS[key]
+            verdict = "reached" if row[column] >= goal else "missed"
+            lines.append(f"  {', '.join(key)}: {column} {row[column]} of {goal}, {verdict}")
+    return ["", "goals of whole jobs:", *lines] if lines else []

@@ -82,7 +82,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
 
 
 def _is_ours(contender: str) -> bool:
-    ours = ("numba", "native", "reference", "recipe", "engine", "read_channels", "write_atomically")
+    ours = ("numba", "native", "reference", "recipe", "engine", "read_channels", "NpyPerPart")
     return contender.startswith(ours)
 
 

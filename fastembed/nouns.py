@@ -107,10 +107,11 @@ class Sink(Protocol):
         """What of the item is not among the names `done`; None where all is."""
 
     def write(self, result: Result) -> None:
-        """Writes a sample's files; safe from many threads."""
+        """Writes a sample's files, durable and visible after `flush`; safe from many threads."""
 
     def flush(self) -> None:
-        """What was written survives a power cut when this returns."""
+        """What was written is complete, under its names, and survives a power cut when this
+        returns. From one thread, while none writes."""
 
     def remove(self, name: str) -> None:
         """Removes an output, if it is there."""

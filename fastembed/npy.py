@@ -1,18 +1,16 @@
-"""The .npy format: read only the channels that are needed, write atomically.
+"""The .npy format: read only the channels that are needed.
 
 `numpy.lib.format` writes the headers, and parses those that NumPy itself would not have
-written; this file decides what is read and when a file counts as written.
+written; this file decides what is read.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import io
 import os
 import re
-import socket
 import threading
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,54 +90,17 @@ def read_channels(path: str | os.PathLike, count: int, buffer: PixelBuffer) -> t
         os.close(descriptor)
 
 
-def write_atomically(path: Path, array: np.ndarray) -> None:
-    """Writes a C-contiguous array as .npy: complete and on disk, or not there at all.
-
-    Raises:
-        OSError: disk full and the like; the temporary file is gone then.
-    """
-    header = io.BytesIO()
-    npy_format.write_array_header_1_0(header, npy_format.header_data_from_array_1_0(array))
-    write_bytes_atomically(path, header.getvalue() + array.tobytes())
+def encoded(array: np.ndarray) -> bytes:
+    """A C-contiguous array as the bytes of a .npy file."""
+    return _written_header(array.dtype, array.shape) + array.tobytes()
 
 
-def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """`write_atomically` of a file of any kind."""
-    temporary = path.with_name(f".{path.name}.{_owner()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            _write_fully(descriptor, content)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_stale_temporaries(folder: Path) -> None:
-    """Deletes the temporary files that a killed process of this host left in `folder`."""
-    for path in folder.glob(".*.tmp"):
-        owner = re.split(r"\.(?:np[yz]|json)\.", path.name.removesuffix(".tmp"))[-1]
-        host, _, process = owner.rpartition("-")
-        if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
-            path.unlink(missing_ok=True)
-
-
-def _owner() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+@functools.lru_cache(maxsize=64)
+def _written_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    fields = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(stream, fields)
+    return stream.getvalue()
 
 
 def _read_header(descriptor: int, size: int) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -178,12 +139,3 @@ def _read_fully(descriptor: int, target: np.ndarray, offset: int) -> None:
         if got == 0:
             raise ValueError(f"truncated while it was read: {len(view) - done} bytes are missing")
         done += got
-
-
-def _write_fully(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.write(descriptor, view)
-        if written == 0:
-            raise OSError(errno.EIO, "write returned 0")
-        view = view[written:]

@@ -35,7 +35,8 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
     """
     with _readable(), Image.open(path) as image:
         _check_mode(image)
-        return np.asarray(image.convert("RGB"))
+        # `convert` would copy an image that is RGB already.
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_picture(path: str | os.PathLike) -> Picture:
@@ -72,7 +73,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
                 return _with_alpha(deep.read_tiff16(path, page))
             _check_mode(image)
             if not image.has_transparency_data:
-                return Picture(np.asarray(image.convert("RGB")))
+                return Picture(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
             return _with_alpha(np.asarray(image.convert("RGBA")))
 
 

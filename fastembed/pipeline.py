@@ -8,7 +8,8 @@ Threads and what they own:
 - `workers` readers list, read and prepare samples, and fill their rows of the ring's batches;
 - the calling thread runs the engine, batch after batch;
 - one writer collects samples whose crops are all embedded, pools them, writes their files
-  (through a small pool, since each waits for the disk) and then commits them to the index.
+  (through a small pool, since some wait for a network), has all of them flushed to the disk at
+  once and then commits them to the index.
 
 A sample is done when its index row is committed, and that comes after its file is on disk.
 So a run that dies anywhere leaves at worst files without rows, which the next run makes
@@ -27,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ from .engines.engine import Engine
 from .nouns import Index, Inputs, Recipe, Result, Sink, Source
 from .npy import PixelBuffer
 from .records import Item
-from .report import Clock, Report, versions
+from .report import Busy, Clock, Report, versions
 from .ring import Aborted, Ring, Segment, Slot
 
 _COMMIT_ROWS = 256
@@ -162,12 +164,23 @@ class _Pending:
         return sum(feature.nbytes for feature in self.features.values())
 
 
+class _Flight(NamedTuple):
+    """A batch at the engine: its features on the host, on CUDA there once its stream has finished,
+    and when it started and ended (`Busy.mark`)."""
+
+    slot: Slot
+    results: list[torch.Tensor]
+    start: float | torch.cuda.Event
+    end: float | torch.cuda.Event
+
+
 class _Run:
     def __init__(self, source, recipe, engine, sink, index, report, strict, progress, total):
         self.source, self.recipe, self.engine = source, recipe, engine
         self.sink, self.index, self.report = sink, index, report
         self.strict, self.progress, self.total = strict, progress, total
         self.clock = Clock()
+        self.busy = Busy()
         contract = engine.contract
         shape = (engine.batch_size, *contract.shape)
         # On CUDA a batch is uploaded while another is computed: one more of them is in flight.
@@ -200,6 +213,8 @@ class _Run:
             writer.join()
             self.report.seconds = time.perf_counter() - start
             self.report.stages = self.clock.stages
+            self.report.engine_seconds = self.busy.seconds
+            self.report.engine_span = self.busy.span
             try:
                 self.index.close()
             except BaseException as error:
@@ -284,33 +299,36 @@ class _Run:
     # Engine: the calling thread -------------------------------------------------------
 
     def _embed(self) -> None:
-        flying: deque[tuple[Slot, list[torch.Tensor]]] = deque()
+        flying: deque[_Flight] = deque()
         while (slot := self.ring.take()) is not None:
-            flying.append((slot, self._launch(slot)))
+            flying.append(self._launch(slot))
             if len(flying) == self.in_flight:
-                self._land(*flying.popleft())
+                self._land(flying.popleft())
         while flying:
-            self._land(*flying.popleft())
+            self._land(flying.popleft())
 
-    def _launch(self, slot: Slot) -> list[torch.Tensor]:
-        """The slot's features on the host; on CUDA there once its stream has finished."""
-        with self.clock.measure("engine", slot.reserved), torch.cuda.stream(slot.stream):
+    def _launch(self, slot: Slot) -> _Flight:
+        stream = slot.stream
+        with self.clock.measure("engine", slot.reserved), torch.cuda.stream(stream):
+            start = self.busy.mark(stream)
             results = self.engine(slot.batch[: slot.reserved])
             results = list(results.values()) if isinstance(results, dict) else [results]
-            if slot.stream is None:
-                return results
-            return [
-                torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(
-                    result, non_blocking=True
-                )
-                for result in results
-            ]
+            if stream is not None:
+                results = [
+                    torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(
+                        result, non_blocking=True
+                    )
+                    for result in results
+                ]
+            return _Flight(slot, results, start, self.busy.mark(stream))
 
-    def _land(self, slot: Slot, results: list[torch.Tensor]) -> None:
+    def _land(self, flight: _Flight) -> None:
+        slot = flight.slot
         if slot.stream is not None:
             with self.clock.measure("engine", 0):
                 slot.stream.synchronize()
-        arrays = [result.numpy() for result in results]
+        self.busy.add(flight.start, flight.end)
+        arrays = [result.numpy() for result in flight.results]
         for segment in slot.segments:
             self._collect(segment, arrays)
         self.ring.release(slot)

@@ -59,6 +59,43 @@ class Clock:
             record.bytes += nbytes
 
 
+class Busy:
+    """How much of the time from an engine's first batch to its last it computed.
+
+    Batches on CUDA overlap, and are timed by the device itself.
+
+    Attributes:
+        seconds: in which it computed, copies to and from the device included.
+        span: seconds from the start of the first batch to the end of the last.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = self.span = 0.0
+        self._first: float | torch.cuda.Event | None = None
+
+    def mark(self, stream: torch.cuda.Stream | None) -> float | torch.cuda.Event:
+        """Now, on the stream's own clock if there is one."""
+        if stream is None:
+            moment = time.perf_counter()
+        else:
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record(stream)
+        if self._first is None:
+            self._first = moment
+        return moment
+
+    def add(self, start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> None:
+        """A batch between two marks that have passed; in the order of the batches."""
+        start, end = self._seconds(start), self._seconds(end)
+        self.seconds += max(0.0, end - max(start, self.span))
+        self.span = max(self.span, end)
+
+    def _seconds(self, moment: float | torch.cuda.Event) -> float:
+        if isinstance(moment, float):
+            return moment - self._first
+        return self._first.elapsed_time(moment) / 1e3  # milliseconds
+
+
 @dataclass
 class Report:
     """The counts and times of one `extract`.
@@ -72,6 +109,8 @@ class Report:
         failed: written to failures.jsonl; of a sample that lacks some of its parts the others
             are committed.
         seconds: wall time, from the first read on.
+        engine_seconds: in which the engine computed.
+        engine_span: seconds from the start of its first batch to the end of its last.
         workers: reader threads.
         stages: seconds, items and bytes per stage, summed over its threads.
     """
@@ -84,6 +123,8 @@ class Report:
     unit: str = "vectors"
     failed: int = 0
     seconds: float = 0.0
+    engine_seconds: float = 0.0
+    engine_span: float = 0.0
     workers: int = 1
     output: str = ""
     index: str = ""
@@ -98,6 +139,11 @@ class Report:
         return self.embedded / self.seconds if self.seconds else 0.0
 
     @property
+    def engine_busy(self) -> float:
+        """Share of the time from the first batch to the last in which the engine computed."""
+        return self.engine_seconds / self.engine_span if self.engine_span else 0.0
+
+    @property
     def bottleneck(self) -> str:
         """The stage with the largest share of wall time per thread that serves it."""
         if not self.embedded:
@@ -110,7 +156,13 @@ class Report:
 
     def to_json(self) -> str:
         return json.dumps(
-            {**asdict(self), "rate": self.rate, "bottleneck": self.bottleneck}, indent=2
+            {
+                **asdict(self),
+                "rate": self.rate,
+                "engine_busy": self.engine_busy,
+                "bottleneck": self.bottleneck,
+            },
+            indent=2,
         )
 
     def save(self, path: str | Path) -> None:
@@ -132,6 +184,11 @@ class Report:
                 lines.append(
                     f"{name:>10} {stage.seconds:9.2f} {self._busy(name):6.0%} {each:9.2f} {speed}"
                 )
+            lines.append(
+                f"Engine busy: {self.engine_busy:.1%} of {self.engine_span:.1f} s from the first "
+                f"batch to the last, {self.engine_seconds / self.seconds:.1%} of all "
+                f"{self.seconds:.1f} s."
+            )
             lines.append(f"Slowest stage: {_ADVICE[self.bottleneck]}.")
         lines.append(f"Embeddings: {self.output}")
         lines.append(f"Index:      {self.index}")

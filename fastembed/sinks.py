@@ -17,6 +17,7 @@ import numpy as np
 
 from . import npy, signature
 from .records import Embedded, Item, Maps
+from .staging import StagedFiles, remove_stale_temporaries
 
 _LAYER_FILE = re.compile(r"(.+)(_layer-?\d+\.npy)", re.DOTALL)
 
@@ -35,11 +36,13 @@ class NpyPerSample:
     def __init__(self, folder: str | Path, prefix: str = "emb_") -> None:
         self.folder = Path(folder).resolve()
         self.pattern = re.compile(re.escape(prefix) + ".*", re.DOTALL)
+        self.files = StagedFiles(self.folder)
 
     def open(self) -> set[str]:
         """Makes the folder ready; returns the names of the outputs that are in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        npy.remove_stale_temporaries(self.folder)
+        remove_stale_temporaries(self.folder)
+        self.files = StagedFiles(self.folder)  # afresh: what failed before does not count now
         with os.scandir(self.folder) as entries:
             names = [entry.name for entry in entries]
         return {
@@ -56,13 +59,13 @@ class NpyPerSample:
         return None if item.name in done else item
 
     def write(self, embedded: Embedded) -> None:
-        """Writes a sample's files: complete and on disk when this returns. Safe from many
+        """Writes a sample's files, which `flush` then makes durable and visible. Safe from many
         threads."""
-        npy.write_atomically(self.path(embedded.item.name), embedded.vectors[0])
+        self.files.write(self.path(embedded.item.name).name, npy.encoded(embedded.vectors[0]))
 
     def flush(self) -> None:
-        """Makes the names of the files written so far survive a power cut."""
-        _sync_folder(self.folder)
+        """All that was written so far is complete and on disk when this returns."""
+        self.files.flush()
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -87,7 +90,7 @@ class NpyPerPart(NpyPerSample):
     def write(self, embedded: Embedded) -> None:
         item = embedded.item
         for part, vector in zip(item.parts, embedded.vectors, strict=True):
-            npy.write_atomically(self.path(item.part_name(part)), vector)
+            self.files.write(self.path(item.part_name(part)).name, npy.encoded(vector))
 
 
 class NpzPerSample(NpyPerSample):
@@ -114,7 +117,7 @@ class NpzPerSample(NpyPerSample):
             embeddings=embedded.vectors,
             labels=np.array(list(parts.values()), dtype=np.int32),
         )
-        npy.write_bytes_atomically(self.path(embedded.item.name), content.getvalue())
+        self.files.write(self.path(embedded.item.name).name, content.getvalue())
 
 
 class MapFiles:
@@ -147,11 +150,12 @@ class MapFiles:
                 f"outputs must have one of map and processed, and any map@K; "
                 f"got {', '.join(self.suffixes)}"
             )
-        self._touched: set[Path] = set()
+        self.files = StagedFiles(self.folder)
         self._layers: dict[str, list[str]] = {}  # also of blocks that are no output now
 
     def open(self) -> set[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.files = StagedFiles(self.folder)  # afresh: what failed before does not count now
         if not (self.folder / signature.FILE_NAME).exists():
             return set()
         suffixes = [*self.suffixes.values(), "_mask.npy"]
@@ -159,7 +163,7 @@ class MapFiles:
             suffixes.append(".json")
         names = set()
         for place, _, files in os.walk(self.folder):
-            npy.remove_stale_temporaries(Path(place))
+            remove_stale_temporaries(Path(place))
             there, below = set(files), os.path.relpath(place, self.folder)
             prefix = "" if below == "." else f"{below}/"
             for file in files:
@@ -175,25 +179,19 @@ class MapFiles:
         return None if item.name in done else item
 
     def write(self, result: Maps) -> None:
-        """Writes an image's files: complete and on disk when this returns. Safe from many
+        """Writes an image's files, which `flush` then makes durable and visible. Safe from many
         threads."""
         name = result.item.name
-        folder = self._path(name, "").parent
-        folder.mkdir(parents=True, exist_ok=True)
-        self._touched.add(folder)
         for output, array in result.maps.items():
-            npy.write_atomically(self._path(name, self.suffixes[output]), array)
-        npy.write_atomically(self._path(name, "_mask.npy"), result.mask)
+            self.files.write(f"{name}{self.suffixes[output]}", npy.encoded(array))
+        self.files.write(f"{name}_mask.npy", npy.encoded(result.mask))
         if self.meta is not None:
             facts = json.dumps({**result.facts, **self.meta}, indent=2, ensure_ascii=False)
-            npy.write_bytes_atomically(self._path(name, ".json"), f"{facts}\n".encode())
+            self.files.write(f"{name}.json", f"{facts}\n".encode())
 
     def flush(self) -> None:
-        """Makes the names of the files written so far survive a power cut."""
-        touched, self._touched = self._touched, set()
-        for folder in {parent for path in touched for parent in (path, *path.parents)}:
-            if folder == self.folder or self.folder in folder.parents:
-                _sync_folder(folder)
+        """All that was written so far is complete and on disk when this returns."""
+        self.files.flush()
 
     def remove(self, name: str) -> None:
         for suffix in (".npy", "_mask.npy", ".json", *self._layers.get(name, ())):
@@ -208,11 +206,3 @@ def _map_suffix(output: str) -> str:
     if name not in ("map", "processed"):
         raise ValueError(f"outputs must be maps; got {output!r}")
     return f"_layer{block}.npy" if at else ".npy"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

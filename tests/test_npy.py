@@ -1,4 +1,4 @@
-"""Reading only what is needed, and writing all or nothing."""
+"""Reading only what is needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastembed import npy
-from fastembed.npy import PixelBuffer, read_channels, write_atomically
+from fastembed.npy import PixelBuffer, read_channels
 
 
 def image(dtype: str = "uint16") -> np.ndarray:
@@ -146,40 +146,6 @@ def test_refusals(tmp_path, content, error, message):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_channels(tmp_path / "no.npy", 5, PixelBuffer())
-
-
-def test_written_file_is_what_np_save_writes(tmp_path):
-    vector = np.arange(384, dtype=np.float32)
-    write_atomically(tmp_path / "ours.npy", vector)
-    np.save(tmp_path / "theirs.npy", vector)
-    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
-
-
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "a.npy"
-    write_atomically(path, np.zeros(3, dtype=np.float32))
-    before = path.read_bytes()
-
-    def full(descriptor, data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, np.ones(3, dtype=np.float32))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
-    assert path.read_bytes() == before
-
-
-def test_stale_temporaries_of_dead_processes_go(tmp_path, monkeypatch):
-    host = npy.socket.gethostname()
-    dead, living, foreign = (
-        tmp_path / f".emb_x.npy.{owner}.tmp"
-        for owner in (f"{host}-999999999", f"{host}-{os.getpid()}", "other-host-1")
-    )
-    for path in (dead, living, foreign):
-        path.write_bytes(b"half")
-    npy.remove_stale_temporaries(tmp_path)
-    assert not dead.exists() and living.exists() and foreign.exists()
 
 
 def test_buffer_grows():

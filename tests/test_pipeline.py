@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from fastembed import (
 )
 from fastembed.pipeline import SampleFailed
 from fastembed.records import Item
+from fastembed.report import Busy
 from fastembed.ring import Aborted, Ring
 from fastembed.signature import SignatureMismatch
 
@@ -401,6 +403,57 @@ def test_report_names_the_slowest_stage(plates, tmp_path):
     written = json.loads(report.to_json())
     assert written["embedded"] == 12 and written["stages"]["engine"]["items"] == 36
     assert "Slowest stage: the model" in str(report)
+
+
+@pytest.mark.parametrize("slow", ["engine", "source"])
+def test_report_says_how_busy_the_engine_was(plates, tmp_path, slow):
+    class Slow(TinyEngine):
+        def __call__(self, batch):
+            time.sleep(0.1 * (slow == "engine"))
+            return super().__call__(batch)
+
+    class Far(TensorCsv):
+        def read(self, item, channels, buffer):
+            time.sleep(0.1 * (slow == "source"))
+            return super().read(item, channels, buffer)
+
+    plates.fill(12)
+    out = tmp_path / "out"
+    report = extract(
+        Far(plates.manifest), RECIPE, Slow(batch_size=4), NpyPerSample(out), Tsv(out), workers=1
+    )
+    assert 0 < report.engine_seconds <= report.engine_span <= report.seconds
+    assert report.engine_seconds <= report.stages["engine"].seconds
+    assert report.engine_busy > 0.6 if slow == "engine" else report.engine_busy < 0.4
+    share = f"{report.engine_seconds / report.engine_span:.1%}"
+    assert f"Engine busy: {share} of {report.engine_span:.1f} s from the first batch" in str(report)
+    assert json.loads(report.to_json())["engine_busy"] == report.engine_busy
+    again = run(plates, out, Slow(batch_size=4))
+    assert again.engine_busy == 0 and "Engine busy" not in str(again)
+
+
+def test_busy_counts_overlapping_batches_once(monkeypatch):
+    """As on CUDA, where the device's events are in milliseconds from each other."""
+
+    class Event:
+        clock: ClassVar[list[float]] = [5.0, 6.0, 5.5, 8.0, 9.0, 10.0]
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            assert stream == "stream"
+            self.at = Event.clock.pop(0)
+
+        def elapsed_time(self, end):
+            return (end.at - self.at) * 1e3
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    busy = Busy()
+    marks = [busy.mark("stream") for _ in range(6)]
+    for start, end in zip(marks[::2], marks[1::2], strict=True):
+        busy.add(start, end)
+    assert (busy.seconds, busy.span) == (4.0, 5.0)  # 5 to 6, on to 8, and 9 to 10
 
 
 def test_postgres_index(plates, tmp_path, database, connection):

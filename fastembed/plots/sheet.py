@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .. import npy
+from ..staging import write_bytes_atomically
 
 TILE = 224
 LARGEST = 4000  # pixels a side of a page
@@ -174,7 +174,7 @@ def save_pages(sheets: Iterable[Image.Image], path: str | Path) -> list[Path]:
         content = io.BytesIO()
         sheet.save(content, "PNG")
         target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
-        npy.write_bytes_atomically(target, content.getvalue())
+        write_bytes_atomically(target, content.getvalue())
         written.append(target)
     return written
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import npy
+from ..staging import write_bytes_atomically
 
 CHUNKS = (256, 64, 64, 64)
 LAYOUTS = ("files", "ome-zarr")
@@ -186,7 +186,7 @@ def write_ome_metadata(group: Path, voxel: float, labels: Sequence[str], version
         else:
             files = {".zgroup": {"zarr_format": 2}, ".zattrs": attributes}
         for name, content in files.items():
-            npy.write_bytes_atomically(folder / name, json.dumps(content, indent=2).encode())
+            write_bytes_atomically(folder / name, json.dumps(content, indent=2).encode())
 
     write(group, {"multiscales": multiscales("features", "czyx")})
     write(group / "labels", {"labels": list(labels)})

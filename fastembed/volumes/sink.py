@@ -22,8 +22,8 @@ from typing import IO
 import numpy as np
 import torch
 
-from .. import npy
 from ..records import Item
+from ..staging import sync_folder, write_bytes_atomically
 from .files import (
     LAYOUTS,
     METADATA,
@@ -120,9 +120,7 @@ class VolumeFiles:
             )
         seconds = time.perf_counter() - start
         metadata = self._metadata(result, paths, checksums, seconds)
-        npy.write_bytes_atomically(
-            self._staged(name), (json.dumps(metadata, indent=2) + "\n").encode()
-        )
+        write_bytes_atomically(self._staged(name), (json.dumps(metadata, indent=2) + "\n").encode())
 
     def flush(self) -> None:
         """Nothing to do: every file is synced when it is written."""
@@ -130,11 +128,7 @@ class VolumeFiles:
     def put_in_place(self, name: str) -> None:
         """Makes a written volume a finished one."""
         os.replace(self._staged(name), metadata_path(self.folder, name))
-        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.folder)
         self._locks.pop(name).close()
 
     def _lock(self, name: str) -> None:

@@ -1,0 +1,195 @@
+"""Files that are complete and on disk, or not there at all; many of them for one wait.
+
+A disk that has to keep each small file by itself (fsync) does little else. But the files of one
+commit need only be safe before their index rows are. So they are written under temporary names,
+the file system is asked once to keep them all (syncfs), and then they get their names. A killed
+run or a power cut leaves temporary files at worst, never half a file under its name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import re
+import socket
+import threading
+from pathlib import Path
+
+# Where syncfs returns when data, metadata and the disk's cache are flushed, and tells of what
+# failed. Elsewhere (network, FUSE, overlay, unknown) each file is synchronised by itself.
+_SYNCED_WHOLE = ("ext4", "xfs")
+_TELLS_ERRORS = (5, 8)  # the Linux from which it does
+
+
+class StagedFiles:
+    """Files of a folder, and of folders in it, that `flush` makes durable and visible."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._staged: list[tuple[Path, Path]] = []
+        # Of the folder, open while files are staged: syncfs tells of errors since it was opened.
+        self._descriptor: int | None = None
+        self._whole = False
+        self._error: BaseException | None = None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file that `flush` will call `name`, which may have folders; they are made.
+        Safe from many threads.
+
+        Raises:
+            OSError: disk full and the like, now or in an earlier call. Nothing that was staged
+                remains then.
+        """
+        path = self.folder / name
+        temporary = _temporary(path)
+        try:
+            self._begin()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_new(temporary, content, sync=not self._whole)
+            with self._lock:
+                self._check()
+                self._staged.append((temporary, path))
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            self._abandon(error)
+            raise
+
+    def flush(self) -> None:
+        """All files written so far are on disk, under their names, when this returns.
+
+        For one thread, while none writes.
+
+        Raises:
+            OSError: the disk did not keep them, or an earlier call failed.
+        """
+        self._check()
+        if self._descriptor is None:
+            return
+        try:
+            if self._whole:
+                _syncfs(self._descriptor)
+            folders = self._folders()
+            while self._staged:
+                os.replace(*self._staged[-1])
+                self._staged.pop()
+            for folder in folders:
+                sync_folder(folder)
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _folders(self) -> set[Path]:
+        """Those whose names change: of the files, and of the folders that may be new."""
+        parents = {path.parent for _, path in self._staged}
+        return {self.folder}.union(
+            folder for parent in parents for folder in (parent, *parent.parents)
+            if self.folder in folder.parents
+        )  # fmt: skip
+
+    def _begin(self) -> None:
+        with self._lock:
+            self._check()
+            if self._descriptor is None:
+                self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                self._whole = _syncs_whole(self._descriptor)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise OSError(f"an earlier write to {self.folder} failed: {self._error}")
+
+    def _abandon(self, error: BaseException) -> None:
+        with self._lock:
+            self._error = self._error or error
+            for temporary, _ in self._staged:
+                temporary.unlink(missing_ok=True)
+            self._staged.clear()
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Writes a file by itself: complete and on disk, or not there at all.
+
+    Raises:
+        OSError: disk full and the like; the temporary file is gone then.
+    """
+    temporary = _temporary(path)
+    try:
+        _write_new(temporary, content, sync=True)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Deletes the temporary files that a killed process of this host left in `folder`."""
+    ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.tmp", re.DOTALL)
+    for path in folder.glob(".*.tmp"):
+        owner = ours.fullmatch(path.name)
+        if owner and not _is_alive(int(owner[1])):
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+
+
+def _write_new(path: Path, content: bytes, sync: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(content)
+        while view:
+            written = os.write(descriptor, view)
+            if written == 0:
+                raise OSError(errno.EIO, "write returned 0")
+            view = view[written:]
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _syncs_whole(descriptor: int) -> bool:
+    """Whether the file system of an open file or folder can be trusted to be synchronised whole."""
+    version = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    if platform.system() != "Linux" or version < _TELLS_ERRORS:
+        return False
+    if not hasattr(ctypes.CDLL(None), "syncfs"):
+        return False
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        kinds = {line.split()[2]: line.partition(" - ")[2].split()[0] for line in mounts}
+    return kinds.get(number) in _SYNCED_WHOLE
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _syncfs(descriptor: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
