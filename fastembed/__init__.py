@@ -10,7 +10,8 @@ The public API, one page:
 - nouns: sources `TensorCsv`, `TensorPostgres`, `CocoPanoptic`, `ImageFolder`; recipes `MultiCrop`,
   `SegmentCrops`, `SpatialMaps`; `load_engine`, and `model_input` for a single image; sinks
   `NpyPerSample`, `NpyPerPart`, `NpzPerSample`, `MapFiles`; indexes `Tsv`, `Postgres`,
-  `SegmentTsv`, `ImageTsv`, `MapTsv`; those of volumes in `fastembed.volumes`
+  `SegmentTsv`, `ImageTsv`, `MapTsv`; for millions of vectors
+  `Zarr`, `Parquet`, `SegmentParquet` of `fastembed.store`; those of volumes in `fastembed.volumes`
 - verb: `extract`, which returns a `Report`
 - after it: `fastembed.datasets`, `fastembed.plots`, `fastembed.stats`; on many machines:
   `fastembed.cluster`

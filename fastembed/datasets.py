@@ -9,6 +9,9 @@ loader = DataLoader(EmbeddingTextDataset(records), batch_size=64, num_workers=4)
 features = PanopticFeatures("cache/vis_embed")
 vector = features["000000142238", 3937500]
 
+store = EmbeddingStore("out")  # of either job, any --format
+vectors = store[store.keys()[:3]]
+
 map, mask = FeatureMaps("features")["photo"]
 
 for features, gt, mask in create_preprocessed_dataloader("preprocessed_volumes", batch_size=4):
@@ -28,11 +31,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .caches import EmbeddingStore
 from .database import DatabaseError, DBConfig, get_db_connection
-from .indexes import EMBEDDING_TABLE, ImageTsv, MapTsv, SegmentTsv
+from .indexes import EMBEDDING_TABLE, MapTsv
 
 __all__ = [
     "DBConfig",
+    "EmbeddingStore",
     "EmbeddingText",
     "EmbeddingTextDataset",
     "FeatureMaps",
@@ -173,45 +178,30 @@ def read_embeddings_and_texts(
 class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
     """The embeddings that ``fastembed panoptic`` leaves: float16 [D] by (image_id, segment_id).
 
-    Keys are in the order of the index. Files are read when they are asked for, and none stays
-    open: it works in DataLoader workers.
+    Keys are in the order of the index. Vectors are read when they are asked for; it works in
+    DataLoader workers, as the `EmbeddingStore` under it.
 
     Args:
-        cache_dir: with ``inst2feat.tsv`` (a file per segment) or ``image_index.tsv`` (a file
-            per image; all are opened once, for the segments' ids).
+        cache_dir: of any --format; of npz all files are opened once, for the segments' ids.
 
     Raises:
-        FileNotFoundError: neither index is there. ValueError: both are.
+        FileNotFoundError: there is no cache. ValueError: there are two, or one of no segments.
     """
 
     def __init__(self, cache_dir: str | Path) -> None:
         self.folder = Path(cache_dir)
-        there = [kind for kind in (SegmentTsv, ImageTsv) if (self.folder / kind.file_name).exists()]
-        if not there:
-            raise FileNotFoundError(
-                f"{self.folder} has neither {SegmentTsv.file_name} nor {ImageTsv.file_name}"
-            )
-        if len(there) == 2:
-            raise ValueError(f"{self.folder} holds two caches, of --format npy and of npz")
-        with (self.folder / there[0].file_name).open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream, dialect="excel-tab"))
-        # Where each vector is: its file, and its row in it.
-        self._places: dict[tuple[str, int], tuple[str, int]] = {}
-        if there[0] is SegmentTsv:
-            for row in rows:
-                self._places[row["image_id"], int(row["segment_id"])] = row["feat_file"], 0
-        else:
-            for row in rows:
-                with np.load(self.folder / row["feat_file"], allow_pickle=False) as arrays:
-                    for i, segment in enumerate(arrays["segment_ids"].tolist()):
-                        self._places[row["image_id"], segment] = row["feat_file"], i
+        self._store = EmbeddingStore(cache_dir)
+        try:
+            self._store.column("segment_id")
+        except KeyError:
+            raise ValueError(f"{self.folder} holds no cache of `fastembed panoptic`") from None
 
     def __len__(self) -> int:
         """Number of segments."""
-        return len(self._places)
+        return len(self._store)
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        return iter(self._places)
+        return iter(self._keys)
 
     def __getitem__(self, key: tuple[str, int]) -> torch.Tensor:
         """The vector of a segment, float16 [D].
@@ -219,8 +209,7 @@ class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
         Raises:
             KeyError: the cache does not hold it. OSError: its file is gone.
         """
-        name, row = self._places[key]
-        return torch.from_numpy(self._load(name)[row])
+        return self._store[self._store.row(key)]
 
     def matrix(self) -> torch.Tensor:
         """All vectors in the order of the keys, of unit length: float32 [N, D]. Read at the
@@ -239,7 +228,7 @@ class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
         """
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        own = self._rank[image_id, segment_id]
+        own = self._store.row((image_id, segment_id))
         cosines = self._matrix @ self._matrix[own]
         cosines[own] = -torch.inf
         best = cosines.topk(min(k, len(self) - 1))
@@ -248,26 +237,14 @@ class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
             for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def _load(self, name: str) -> np.ndarray:
-        """All vectors of a file: float16 [V, D]."""
-        with open(self.folder / name, "rb") as stream:
-            content = np.load(stream, allow_pickle=False)
-            return content[None] if name.endswith(".npy") else content["embeddings"]
-
     @functools.cached_property
     def _keys(self) -> list[tuple[str, int]]:
-        return list(self._places)
-
-    @functools.cached_property
-    def _rank(self) -> dict[tuple[str, int], int]:
-        return {key: i for i, key in enumerate(self._places)}
+        return self._store.keys()
 
     @functools.cached_property
     def _matrix(self) -> torch.Tensor:
-        files = {name: self._load(name) for name in {name for name, _ in self._places.values()}}
-        vectors = np.stack([files[name][row] for name, row in self._places.values()])
         # The norm of what was rounded to float16 is 1 to about 1e-3 only.
-        return torch.nn.functional.normalize(torch.from_numpy(vectors).float())
+        return torch.nn.functional.normalize(self._store.as_torch().float())
 
 
 class MapAndMask(NamedTuple):

@@ -70,6 +70,10 @@ class Tsv:
         with self._locked():
             self._replace(sorted({tuple(row) for row in self._rows()}))
 
+    def exists(self) -> bool:
+        """Whether the folder holds an output of this form."""
+        return self.path.exists()
+
     def __str__(self) -> str:
         return str(self.path)
 
@@ -212,6 +216,10 @@ class Postgres:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+    def exists(self) -> bool:
+        """Whether the table has rows of this folder."""
+        return bool(self.open())
 
     def __str__(self) -> str:
         return f"{self.config} {self.table}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -51,6 +51,16 @@ class Item:
     def only(self, parts: Iterable[int]) -> Item:
         """The same sample with these of its parts, in this order."""
         return replace(self, parts={part: self.parts[part] for part in parts})
+
+    def missing(self, done: Set[str]) -> Item | None:
+        """What of the sample is not among the names `done`, of parts or, where it has none, its
+        own; None where all is."""
+        if not self.parts:
+            return None if self.name in done else self
+        missing = [part for part in self.parts if self.part_name(part) not in done]
+        if len(missing) == len(self.parts):
+            return self
+        return self.only(missing) if missing else None
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,7 @@ class NpyPerPart(NpyPerSample):
         self.pattern = re.compile(r"\d+_\d+")
 
     def todo(self, item: Item, done: Set[str]) -> Item | None:
-        missing = [part for part in item.parts if item.part_name(part) not in done]
-        if len(missing) == len(item.parts):
-            return item
-        return item.only(missing) if missing else None
+        return item.missing(done)
 
     def write(self, embedded: Embedded) -> None:
         item = embedded.item

@@ -144,16 +144,21 @@ def _temporary(path: Path) -> Path:
 def _write_new(path: Path, content: bytes, sync: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        view = memoryview(content)
-        while view:
-            written = os.write(descriptor, view)
-            if written == 0:
-                raise OSError(errno.EIO, "write returned 0")
-            view = view[written:]
+        write_fully(descriptor, content)
         if sync:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_fully(descriptor: int, data: bytes | memoryview) -> None:
+    """Writes all of the data at the descriptor's position."""
+    view = memoryview(data)
+    while view:
+        written = os.write(descriptor, view)
+        if written == 0:
+            raise OSError(errno.EIO, "write returned 0")
+        view = view[written:]
 
 
 def _syncs_whole(descriptor: int) -> bool:

@@ -22,6 +22,7 @@ from .options import (
     channels,
     database_of,
     positive,
+    remove_other_formats,
     run_extraction,
     shard,
 )
@@ -58,7 +59,13 @@ def add(commands) -> None:
         metavar="DIR",
         help="folder for emb_<sha1>.npy, settings and failures",
     )
-    parser.add_argument("--format", choices=("npy",), default="npy", help="default npy")
+    parser.add_argument(
+        "--format",
+        choices=("npy", "zarr"),
+        default="npy",
+        help="npy: a file per sample (default); zarr: embeddings.zarr and index.parquet, for "
+        "millions of samples; a database is then only read",
+    )
 
     group = parser.add_argument_group(
         "samples",
@@ -168,6 +175,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..caches import holds_store
     from ..engines import load_engine
     from ..indexes import Postgres, Tsv
     from ..recipes import MultiCrop
@@ -194,7 +202,18 @@ def run(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     source = TensorCsv(arguments.manifest) if arguments.manifest else TensorPostgres(database)
     output = arguments.output_dir
-    index = Tsv(output) if database is None else Postgres(database, output)
+    forms = {
+        "npy": (
+            NpyPerSample(output),
+            Tsv(output) if database is None else Postgres(database, output),
+        )
+    }
+    if arguments.format == "zarr" or (arguments.overwrite and holds_store(output)):
+        from ..store import Parquet, Zarr
+
+        store = Zarr(output)
+        forms["zarr"] = store, Parquet(store)
+    sink, index = forms.pop(arguments.format)
     rows = source.count()  # before the model: a database that is down shows at once
     if rows == 0:
         raise ValueError(f"{source} lists no samples")
@@ -214,7 +233,9 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     print(f"{engine}\n{source}: {rows} rows -> {output}", file=sys.stderr)
-    return run_extraction(arguments, source, recipe, engine, NpyPerSample(output), index)
+    if arguments.overwrite:
+        remove_other_formats(forms.values())
+    return run_extraction(arguments, source, recipe, engine, sink, index)
 
 
 def _quantisation(arguments: argparse.Namespace) -> Percentile | ZScore:

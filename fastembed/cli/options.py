@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..database import DEFAULT_DATABASE, DBConfig, embedded
@@ -207,6 +208,22 @@ def add_run(
         metavar="JSON",
         help="write counts, times, settings and versions there",
     )
+
+
+def remove_other_formats(forms: Iterable[tuple]) -> None:
+    """Leaves nothing of what runs with another --format left; for --overwrite.
+
+    Args:
+        forms: sink and index of each other format.
+    """
+    from ..indexes import Tsv
+    from ..pipeline import remove_outputs
+
+    for sink, index in forms:
+        if index.exists():
+            remove_outputs(sink, index)
+            if isinstance(index, Tsv):
+                index.path.unlink()
 
 
 def run_extraction(

@@ -15,6 +15,7 @@ from .options import (
     add_weights,
     both,
     positive,
+    remove_other_formats,
     run_extraction,
     shard,
 )
@@ -58,10 +59,10 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("npy", "npz"),
+        choices=("npy", "npz", "zarr"),
         default="npy",
         help="npy: a file per segment and inst2feat.tsv (default); npz: a file per photo and "
-        "image_index.tsv",
+        "image_index.tsv; zarr: embeddings.zarr and index.parquet, for millions of segments",
     )
 
     group = parser.add_argument_group("segments")
@@ -124,9 +125,9 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..caches import holds_store
     from ..engines import load_engine
     from ..indexes import ImageTsv, SegmentTsv
-    from ..pipeline import remove_outputs
     from ..recipes import SegmentCrops
     from ..sinks import NpyPerPart, NpzPerSample
     from ..sources import CocoPanoptic
@@ -151,6 +152,11 @@ def run(arguments: argparse.Namespace) -> int:
         "npy": (NpyPerPart(output), SegmentTsv(output)),
         "npz": (NpzPerSample(output), ImageTsv(output)),
     }
+    if arguments.format == "zarr" or (arguments.overwrite and holds_store(output)):
+        from ..store import SegmentParquet, Zarr
+
+        store = Zarr(output)
+        forms["zarr"] = store, SegmentParquet(store)
     sink, index = forms.pop(arguments.format)
 
     engine = load_engine(
@@ -164,10 +170,8 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     print(f"{engine}\n{source}: {source.count()} photos -> {output}", file=sys.stderr)
-    for old_sink, old_index in forms.values():  # of another --format
-        if arguments.overwrite and old_index.path.exists():
-            remove_outputs(old_sink, old_index)
-            old_index.path.unlink()
+    if arguments.overwrite:
+        remove_other_formats(forms.values())
     return run_extraction(arguments, source, recipe, engine, sink, index)
 
 
