@@ -433,6 +433,30 @@ def test_a_killed_run_goes_on_to_the_same_bytes(sections, finished, tmp_path, at
     assert check(tmp_path, range(3), verify=3).well
 
 
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, {tests!r})
+from test_volumes_job import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit is then an error
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # a chunk has 4096 bytes
+try:
+    run(Path({sections!r}), Path({out!r}), [0])
+except (OSError, ValueError) as error:
+    print("stopped:", error)
+"""
+
+
+def test_no_room_on_the_disk_stops_the_run_and_leaves_nothing_that_counts(sections, tmp_path):
+    script = FULL.format(
+        tests=str(Path(__file__).parent), sections=str(sections), out=str(tmp_path)
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert b"stopped:" in done.stdout and b"File too large" in done.stdout, done.stderr[-2000:]
+    assert not list(tmp_path.glob("*_metadata.json"))
+    assert run(sections, tmp_path, [0]).embedded == 1
+    assert check(tmp_path, verify=1).well
+
+
 # Checking --------------------------------------------------------------------------------
 
 
