@@ -66,7 +66,8 @@ JOB_GOALS = {
         for photos in ("COCO photo", "generated photos")
     },
     **{
-        (f"panoptic, {photos}, files to files", "engine"): ("engine_busy_percent", 95)
+        (f"{job}, {photos}, files to files", "engine"): ("engine_busy_percent", 95)
+        for job in ("panoptic", "maps")
         for photos in ("COCO photo", "generated photos")
     },
 }

@@ -14,9 +14,20 @@ import numpy as np
 import torch
 from PIL import Image, JpegImagePlugin
 
-from fastembed import CocoPanoptic, NpyPerPart, SegmentCrops, SegmentTsv, extract, load_engine
+from fastembed import (
+    CocoPanoptic,
+    ImageFolder,
+    MapFiles,
+    MapTsv,
+    NpyPerPart,
+    SegmentCrops,
+    SegmentTsv,
+    SpatialMaps,
+    extract,
+    load_engine,
+)
 from fastembed.engines import InputContract, Resize
-from fastembed.engines.upstream import Upstream
+from fastembed.engines.upstream import Upstream, _processor
 from fastembed.npy import PixelBuffer
 from fastembed.report import Report
 
@@ -114,10 +125,69 @@ class Panoptic:
         )
 
 
+class Maps:
+    """Photos to DINOv2 feature maps, beside what the script of spatial maps does.
+
+    That script: the processor squashes to 224 x 224, one photo per model call in float32, a map
+    and a mask per photo. Its OpenCV resize before that is left out: it would cost it time.
+    """
+
+    spec = "transformers:facebook/dinov2-small"
+    unit = "image"
+    CONTRACT = InputContract(
+        224, 224, 3, (0, 1, 2), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
+        Resize("torch-bicubic"), torch.float32,
+    )  # fmt: skip
+
+    def __init__(self, folder: Path, images: int, real: bool) -> None:
+        photos = Panoptic(folder, 4 * images, real)
+        self.source = ImageFolder(photos.folder / "coco" / coco.SPLIT)
+        self.items = list(self.source.items())
+        self.images = self.units = len(self.items)
+        self._buffer = PixelBuffer()
+        processor = _processor("facebook/dinov2-small", "dinov2", 224)
+        processor.size, processor.do_center_crop = {"height": 224, "width": 224}, False
+        self._prepare = lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+
+    def plain_inputs(self, prepare) -> torch.Tensor:
+        return torch.stack([self._prepare(self._open(item)) for item in self.items])
+
+    def our_inputs(self, out: torch.Tensor) -> torch.Tensor:
+        recipe = SpatialMaps("squash")
+        for row, item in enumerate(self.items):
+            picture = self.source.read(item, 3, self._buffer)
+            recipe.prepare(picture, item.key, self.CONTRACT).fill(0, out[row : row + 1])
+        return out
+
+    def _open(self, item) -> Image.Image:
+        return Image.open(self.source.folder / item.path).convert("RGB")
+
+    @torch.inference_mode()
+    def plain_run(self, folder: Path, model: Upstream) -> None:
+        for item in self.items:
+            image = self._open(item)
+            alpha = torch.from_numpy(np.asarray(image.convert("RGBA"))[..., 3])
+            tokens = model.module(pixel_values=self._prepare(image)[None]).last_hidden_state
+            grid = tokens[0, 1:].T.unflatten(1, (16, 16)).contiguous()
+            mask = torch.nn.functional.adaptive_max_pool2d((alpha > 0)[None].float(), (16, 16))
+            np.save(folder / f"{item.name}.npy", grid.numpy())
+            np.save(folder / f"{item.name}_mask.npy", mask[0].byte().numpy())
+
+    def engine(self, weights: Path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_engine(self.spec, weights=weights, output="map", size=224, device="cpu")
+
+    def our_run(self, folder: Path, engine) -> Report:
+        return extract(
+            self.source, SpatialMaps("squash"), engine, MapFiles(folder), MapTsv(folder), workers=2
+        )
+
+
 def decode_ids(png: Path) -> np.ndarray:
     """panopticapi's way: R + 256 G + 65536 B."""
     colour = np.asarray(Image.open(png).convert("RGB")).astype(np.int32)
     return colour[..., 0] + 256 * colour[..., 1] + 65536 * colour[..., 2]
 
 
-JOBS = {"panoptic": Panoptic}
+JOBS = {"panoptic": Panoptic, "maps": Maps}

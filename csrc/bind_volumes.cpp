@@ -90,6 +90,31 @@ void triplane_accumulate_cpu(const Tensors& planes, const Tensor& at, const Tens
   cpu::triplane_accumulate(op);
 }
 
+// Contract: fastembed/volumes/chunks.py.
+void place_block_cpu(const Tensor& block, const Tensor& out) {
+  const int64_t axes = block.dim();
+  STD_TORCH_CHECK(1 <= axes && axes <= 4 && out.dim() == axes, "block and out must have 1..4 axes");
+  STD_TORCH_CHECK(block.scalar_type() == out.scalar_type(), "block and out must be of one dtype");
+  STD_TORCH_CHECK(block.stride(axes - 1) == 1 && out.stride(axes - 1) == 1,
+                  "rows of block and out must be contiguous");
+  const int64_t item = block.element_size();
+  PlaceBlock op{static_cast<const char*>(block.const_data_ptr()),
+                static_cast<char*>(out.mutable_data_ptr()),
+                {1, 1, 1},
+                {},
+                {},
+                block.size(axes - 1) * item};
+  for (int64_t axis = 0; axis < axes; ++axis) {
+    STD_TORCH_CHECK(block.size(axis) == out.size(axis), "block and out must be of one shape");
+    if (axis == axes - 1) break;
+    const int64_t slot = axis + 4 - axes;
+    op.sizes[slot] = block.size(axis);
+    op.block_pitch[slot] = block.stride(axis) * item;
+    op.out_pitch[slot] = out.stride(axis) * item;
+  }
+  cpu::place_block(op);
+}
+
 #ifdef FASTEMBED_CUDA
 
 void triplane_accumulate_cuda(const Tensors& planes, const Tensor& at, const Tensor& weight,
@@ -105,10 +130,12 @@ void triplane_accumulate_cuda(const Tensors& planes, const Tensor& at, const Ten
 STABLE_TORCH_LIBRARY_FRAGMENT(fastembed, library) {
   library.def(
       "triplane_accumulate(Tensor[] planes, Tensor at, Tensor weight, Tensor(a!) out) -> ()");
+  library.def("place_block(Tensor block, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastembed, CPU, library) {
   library.impl("triplane_accumulate", TORCH_BOX(&fastembed::triplane_accumulate_cpu));
+  library.impl("place_block", TORCH_BOX(&fastembed::place_block_cpu));
 }
 
 #ifdef FASTEMBED_CUDA

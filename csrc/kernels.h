@@ -163,6 +163,15 @@ struct TriplaneAccumulate {
   int64_t channels, depth, height, width;
 };
 
+// Rows of bytes from one array of up to four axes to another; pitches are in bytes.
+struct PlaceBlock {
+  const char* block;
+  char* out;
+  int64_t sizes[3];  // rows along each outer axis
+  int64_t block_pitch[3], out_pitch[3];
+  int64_t row_bytes;
+};
+
 // Single-threaded, an image per call: the pipeline's pool is the parallelism.
 namespace cpu {
 void percentile_bounds(const PercentileBounds& op);
@@ -176,6 +185,7 @@ void label_statistics(const LabelStatistics& op);
 void blend_crops(const BlendCrops& op);
 void blend_crops_float(const BlendCropsFloat& op);
 void triplane_accumulate(const TriplaneAccumulate& op);
+void place_block(const PlaceBlock& op);
 }  // namespace cpu
 
 // On the current device and the given cudaStream_t, without waiting, the whole batch in one

@@ -28,6 +28,7 @@ from fastembed.volumes import (
     Volumes,
     check,
 )
+from fastembed.volumes.chunks import _place
 from fastembed.volumes.recipe import Slices, stretched
 from fastembed.volumes.record import Volume
 
@@ -581,6 +582,39 @@ def test_the_loader_as_the_spec_uses_it(finished, workers, context):
     for index in range(3):
         for ours, theirs in zip(seen, arrays(finished, index), strict=True):
             assert (ours[index].numpy() == theirs).all()
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it(finished):
+    dataset = PreprocessedDINOv3Dataset(finished)
+    first = dataset.fetch([0])()[0]
+    view, address = first[0, 2, 3], first.data_ptr()
+    kept = view.clone()
+    del first
+    second = dataset.fetch([1])()[0]  # a view of the first is still held
+    assert second.data_ptr() != address and torch.equal(view, kept)
+    del view
+    assert dataset.fetch([2])()[0].data_ptr() == address
+    held = [dataset.fetch([i % 3])()[0] for i in range(7)]
+    assert len({features.data_ptr() for features in held}) == 7
+    for i, features in enumerate(held):
+        assert (features[0].numpy() == arrays(finished, i % 3)[0]).all()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8])
+@pytest.mark.parametrize("dtype", [np.float16, np.uint8, np.float32])
+def test_blocks_are_placed_and_nothing_beside_them(offset, dtype):
+    """The native way, where it is built, and NumPy's; rows aligned for it and not."""
+    rng = np.random.default_rng(0)
+    block = rng.integers(1, 100, (3, 4, 5, 64)).astype(dtype)
+    for cut in (np.s_[:, :, :, :], np.s_[1:, :2, 3:, 8:40], np.s_[:, :, :, 3:8]):
+        piece = block[cut]
+        whole = np.zeros((4, 6, 7, 96 + offset), dtype)
+        wanted = whole.copy()
+        place = (*(slice(1, 1 + n) for n in piece.shape[:3]),
+                 slice(16 + offset, 16 + offset + piece.shape[3]))  # fmt: skip
+        _place(piece, whole[place])
+        wanted[place] = piece
+        assert (whole == wanted).all()
 
 
 def test_choosing_shuffling_and_dropping(finished):

@@ -15,8 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
-_PIECE_BYTES = 1 << 20
+from ..dispatch import load_native
+
+# Fits into a core's second-level cache beside all else that is there.
+_PIECE_BYTES = 1 << 18
 # TensorStore's threads do not survive a fork, and it ends the process that tries.
 _tensorstore_owner = 0
 
@@ -83,16 +87,17 @@ class ChunkedArray:
         target = out[tuple(place)]
         path = self.path / self._separator.join(map(str, chunk))
         row = int(np.prod(sizes[1:], dtype=np.int64)) * self.dtype.itemsize
-        step = max(1, _PIECE_BYTES // row)
-        buffer = np.empty((min(step, len(target)), *sizes[1:]), self.dtype)
+        buffer = np.empty(max(_PIECE_BYTES // row, 1) * row, np.uint8)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for at in range(0, len(target), step):
-                piece = buffer[: min(step, len(target) - at)]
-                got = os.preadv(descriptor, [piece.data.cast("B")], (inside[0].start + at) * row)
-                if got != piece.nbytes:
-                    raise ValueError(f"{path} is truncated: {piece.nbytes - got} bytes are missing")
-                target[at : at + len(piece)] = piece[(slice(None), *inside[1:])]
+            for at in range(0, len(target), len(buffer) // row):
+                count = min(len(buffer) // row, len(target) - at)
+                read = memoryview(buffer)[: count * row]
+                got = os.preadv(descriptor, [read], (inside[0].start + at) * row)
+                if got != len(read):
+                    raise ValueError(f"{path} is truncated: {len(read) - got} bytes are missing")
+                piece = np.frombuffer(read, self.dtype).reshape(count, *sizes[1:])
+                _place(piece[(slice(None), *inside[1:])], target[at : at + count])
         finally:
             os.close(descriptor)
 
@@ -115,6 +120,14 @@ class ChunkedArray:
         spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{self.path}/"},
                 "recheck_cached_data": False}  # fmt: skip
         self._store = ts.open(spec, context=context, read=True).result()
+
+
+def _place(block: np.ndarray, out: np.ndarray) -> None:
+    """``out[...] = block``; natively past the caches, which takes half the time of it."""
+    if block.dtype == out.dtype and block.ndim <= 4 and not load_native():
+        torch.ops.fastembed.place_block(torch.from_numpy(block), torch.from_numpy(out))
+    else:
+        out[...] = block
 
 
 def _plain_layout(path: Path) -> tuple[tuple, tuple, np.dtype, str] | None:

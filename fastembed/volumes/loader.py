@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -73,6 +74,7 @@ class PreprocessedDINOv3Dataset(Dataset):
         self.shape: tuple[int, int, int, int] = shapes.pop()
         self.patch = _patch(patch_size, self.shape[1:])
         self._owner = 0
+        self._memory = _Memory()
         self._pool: ThreadPoolExecutor | None = None
         self._arrays: dict[str, dict[str, ChunkedArray]] = {}
 
@@ -101,8 +103,8 @@ class PreprocessedDINOv3Dataset(Dataset):
         """
         indices = [range(len(self))[index] for index in indices]
         size = len(indices)
-        dtype = torch.from_numpy(np.empty(0, self._open(indices[0])["features"].dtype)).dtype
-        features = torch.empty((size, self.shape[0], *self.patch), dtype=dtype, pin_memory=pin)
+        dtype = self._open(indices[0])["features"].dtype
+        features = self._memory.take((size, self.shape[0], *self.patch), dtype, pin)
         gt = torch.empty((size, *self.patch), dtype=torch.int64, pin_memory=pin)
         masked = any("mask" in self._open(index) for index in indices)
         mask = torch.ones((size, *self.patch), dtype=torch.bool, pin_memory=pin) if masked else None
@@ -150,7 +152,30 @@ class PreprocessedDINOv3Dataset(Dataset):
         return self._arrays[name]
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_owner": 0, "_pool": None, "_arrays": {}}
+        return {**self.__dict__, "_owner": 0, "_pool": None, "_arrays": {}, "_memory": _Memory()}
+
+
+class _Memory:
+    """Memory of batches, used again once nobody holds a tensor in it.
+
+    The pages of a fresh gigabyte cost more time than the bytes that are read into it.
+    """
+
+    _KEPT = 3  # one that is used, one that is being filled, one that was just let go
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype, pin: bool) -> torch.Tensor:
+        if pin:  # torch keeps page-locked memory by itself
+            return torch.from_numpy(np.empty(0, dtype)).new_empty(shape, pin_memory=True)
+        for array in self._arrays:
+            # Beside the list, this loop and the call itself only a tensor's storage refers to it.
+            if (array.shape, array.dtype) == (shape, dtype) and sys.getrefcount(array) == 3:
+                return torch.from_numpy(array)
+        array = np.empty(shape, dtype)
+        self._arrays = [*self._arrays[-self._KEPT + 1 :], array]
+        return torch.from_numpy(array)
 
 
 def create_preprocessed_dataloader(
