@@ -44,6 +44,7 @@ class Panoptic:
 
     spec = "openclip:timm/ViT-B-16-SigLIP"
     unit = "segment"
+    tolerance = 0.0  # of the model input
     CONTRACT = InputContract(
         224, 224, 3, (0, 1, 2), (0.5,) * 3, (0.5,) * 3, Resize("pillow-bicubic"), torch.float32
     )
@@ -134,13 +135,14 @@ class Maps:
 
     spec = "transformers:facebook/dinov2-small"
     unit = "image"
+    tolerance = 1e-6  # the same levels; the library scales and normalises in one step
     CONTRACT = InputContract(
         224, 224, 3, (0, 1, 2), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
-        Resize("torch-bicubic"), torch.float32,
+        Resize("torch-uint8-bicubic"), torch.float32,
     )  # fmt: skip
 
     def __init__(self, folder: Path, images: int, real: bool) -> None:
-        photos = Panoptic(folder, 4 * images, real)
+        photos = Panoptic(folder, 16 * images, real)
         self.source = ImageFolder(photos.folder / "coco" / coco.SPLIT)
         self.items = list(self.source.items())
         self.images = self.units = len(self.items)
