@@ -7,9 +7,24 @@ before a subcommand runs.
 from __future__ import annotations
 
 from ..options import Formatter
-from . import audit, evaluate, prepare, train
+from . import (
+    audit,
+    budget,
+    evaluate,
+    gate,
+    lomo,
+    predict,
+    prepare,
+    sensitivity,
+    submit,
+    sweep,
+    train,
+)
 
-SUBCOMMANDS = (prepare, audit, train, evaluate)
+# In the order in which a study takes them.
+SUBCOMMANDS = (
+    prepare, audit, train, predict, evaluate, sweep, budget, gate, sensitivity, lomo, submit,
+)  # fmt: skip
 
 
 def add(commands) -> None:
