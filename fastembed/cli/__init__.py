@@ -13,7 +13,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..database import DatabaseError
-from . import demo, export, maps, multichannel, panoptic, parity, show, submit, volumes
+from . import (
+    cellpose,
+    demo,
+    export,
+    maps,
+    multichannel,
+    panoptic,
+    parity,
+    show,
+    submit,
+    volumes,
+)
 from .options import Formatter, UsageError
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -61,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     panoptic.add(commands)
     maps.add(commands)
     volumes.add(commands)
+    cellpose.add(commands)
     export.add(commands)
     parity.add(commands)
     show.add(commands)
