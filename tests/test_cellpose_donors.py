@@ -135,7 +135,7 @@ def test_fdr_is_statsmodels_over_all_and_by_family(study, family):
 def bootstrap_loop(of, outcome, above, below, draws):
     """The study's tile bootstrap, one tile and one draw after the other."""
     rng, rhos, ps = random.Random(2024), [], []
-    tiles = {donor: rows for donor, rows in of.groupby("donor", sort=False)}
+    tiles = dict(list(of.groupby("donor", sort=False)))
     for _ in range(draws):
         pairs = []
         for donor, rows in tiles.items():
@@ -217,7 +217,7 @@ def test_models_are_compared_on_ranks_of_common_donors(study):
         pairs = ratio.join(table.braaksc, how="inner").dropna()
         ranks = {name: scipy_stats.rankdata(pairs[name]) for name in ("baseline", "finetuned")}
 
-        def difference(a, b, outcome=pairs.braaksc.to_numpy()):
+        def difference(a, b, outcome=pairs.braaksc):
             return (
                 scipy_stats.spearmanr(a, outcome).statistic
                 - scipy_stats.spearmanr(b, outcome).statistic
@@ -234,7 +234,7 @@ def test_models_are_compared_on_ranks_of_common_donors(study):
 
 def test_every_tile_and_donor_is_accounted_for(study):
     summary = analysis_of(study).summary
-    tiles, table = frames(study)
+    tiles, _ = frames(study)
     for name, dropped in summary["models"].items():
         of = tiles[tiles.model == name]
         assert dropped["n_tiles"] == len(of)
@@ -277,21 +277,22 @@ def test_the_command_leaves_the_studys_files_twice_alike(study, capsys):
     out = capsys.readouterr()
     assert "20100521" in out.err and "no row in the clinical table" in out.err
     assert run(study / "b") == 0
-    files = sorted(path.name for path in (study / "a" / "downstream").iterdir())
+    here, again = study / "a" / "downstream", study / "b" / "downstream"
+    files = sorted(path.name for path in here.iterdir())
     assert files == sorted([*donors.FILES.values(), donors.SUMMARY])
     for name in files:
         assert (study / "a" / "downstream" / name).read_bytes() == (
             study / "b" / "downstream" / name
         ).read_bytes()
-    spearman = pd.read_csv(study / "a" / "downstream" / "e5_spearman.tsv", sep="\t")
+    spearman = pd.read_csv(here / "e5_spearman.tsv", sep="\t")
     assert list(spearman.columns[:9]) == [
         "model", "marker", "metric", "outcome", "n", "rho", "pval", "fdr", "pass_fdr",
     ]  # fmt: skip
-    stability = pd.read_csv(study / "a" / "downstream" / "e5_bootstrap_stability.tsv", sep="\t")
+    stability = pd.read_csv(here / "e5_bootstrap_stability.tsv", sep="\t")
     assert list(stability.columns[:7]) == [
         "model", "marker", "metric", "outcome", "var_rho", "sign_consistency", "p_pass",
     ]  # fmt: skip
-    summary = json.loads((study / "a" / "downstream" / "e5_summary.json").read_text())
+    summary = json.loads((here / "e5_summary.json").read_text())
     assert summary["compared"] == ["baseline", "finetuned"]
     assert summary["n_corr_rows"] == len(spearman) == 48
     assert summary["tile_counts"]["finetuned"]["sha256"]
@@ -356,7 +357,7 @@ def test_lost_leading_zeros_are_pointed_out(study, tmp_path):
 
 
 def test_settings_are_refused_by_name():
-    with pytest.raises(ValueError, match="metrics must be some of ratio.*'area'"):
+    with pytest.raises(ValueError, match=r"metrics must be some of ratio.*'area'"):
         donors.Settings(metrics=("area",))
     with pytest.raises(ValueError, match=r"alpha must be in 0..1; got 2"):
         donors.Settings(alpha=2)

@@ -13,6 +13,12 @@ from .infer import FOLDER
 from .options import add_output, names
 
 TABLE = "tile_counts.tsv"
+_LISTS = {
+    "donors_not_in_clinical": "donors of tiles with no row in the clinical table",
+    "donors_in_clinical_but_for_leading_zeros": "of them with a row but for leading zeros",
+    "clinical_donors_missing_tiles": "donors of the clinical table without tiles",
+    "outcomes_not_in_clinical": "outcomes that the clinical table does not have",
+}
 
 
 def add(commands) -> None:
@@ -62,8 +68,8 @@ def add(commands) -> None:
         "--outcomes",
         type=lambda text: tuple(text.split(",")),
         metavar="LIST",
-        help="columns of numbers, by commas; default those there are of braaksc ceradsc cogdx dcfdx_lv "
-        "plaq_d plaq_n nft gpath",
+        help="columns of numbers, by commas; default those there are of "
+        "braaksc,ceradsc,cogdx,dcfdx_lv,plaq_d,plaq_n,nft,gpath",
     )
     group.add_argument("--markers", type=names, metavar="LIST", help="by commas; default all")
     add_output(parser, "gets downstream/e5_*")
@@ -88,7 +94,7 @@ def add(commands) -> None:
         type=positive,
         default=200,
         metavar="N",
-        help="of the tile bootstrap; default 200",
+        help="of tile bootstrap; default 200",
     )
     group.add_argument(
         "--sensitivity-draws", type=positive, default=100, metavar="N", help="default 100"
@@ -186,14 +192,9 @@ def _tell(summary: dict, folder: Path) -> None:
         _warn(", ".join(f"{n} tiles: {why}" for why, n in state["dropped_tiles"].items() if n))
         if missing := summary["tile_counts"][name].get("tiles_missing"):
             _warn(f"{name}: infer has not done {len(missing)} tiles, such as {missing[0]}")
-    for text, donors in (
-        ("donors of tiles with no row in the clinical table", "donors_not_in_clinical"),
-        ("of them there would be rows but for leading zeros", "donors_in_clinical_but_for_leading_zeros"),
-        ("donors of the clinical table without tiles", "clinical_donors_missing_tiles"),
-        ("outcomes that the clinical table does not have", "outcomes_not_in_clinical"),
-    ):  # fmt: skip
-        if summary[donors]:
-            _warn(f"{text}: {', '.join(summary[donors])}")
+    for key, text in _LISTS.items():
+        if summary[key]:
+            _warn(f"{text}: {', '.join(summary[key])}")
     for reason, count in summary["tests_without_rho"].items():
         _warn(f"{count} tests without rho: {reason}")
     print(f"{summary['n_tests']} tests of {summary['n_corr_rows']}; tables in {folder}")
