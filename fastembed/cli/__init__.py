@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from ..database import DatabaseError
-from . import demo, export, multichannel, panoptic, parity, show, submit
+from . import cellpose, demo, export, multichannel, panoptic, parity, show, submit
 from .options import Formatter, UsageError
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     multichannel.add(commands)
     panoptic.add(commands)
+    cellpose.add(commands)
     export.add(commands)
     parity.add(commands)
     show.add(commands)

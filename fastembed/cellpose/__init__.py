@@ -1,0 +1,8 @@
+"""The Cellpose-SAM fine-tuning study: data, training, evaluation, sweeps, ablations.
+
+images, tiles, dataset   what is on disk, whose it is, and the split by donor
+metrics                  AP, precision, recall, F1
+network, cache, masks    one network pass per image; flows to masks at any thresholds
+evaluate, sweep, gate    numbers of one model, and thresholds chosen on val for test
+train, watch             cellpose's training, watched and resumable
+"""
