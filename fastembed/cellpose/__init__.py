@@ -5,4 +5,6 @@ metrics                  AP, precision, recall, F1
 network, cache, masks    one network pass per image; flows to masks at any thresholds
 evaluate, sweep, gate    numbers of one model, and thresholds chosen on val for test
 train, watch             cellpose's training, watched and resumable
+infer, clinical, donors  counts of every tile, and donors against their clinical outcomes
+intervals, report        confidence intervals of metrics; all of a study on one page
 """

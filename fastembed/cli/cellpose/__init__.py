@@ -7,9 +7,9 @@ before a subcommand runs.
 from __future__ import annotations
 
 from ..options import Formatter
-from . import audit, evaluate, prepare, train
+from . import audit, donors, evaluate, infer, prepare, report, train
 
-SUBCOMMANDS = (prepare, audit, train, evaluate)
+SUBCOMMANDS = (prepare, audit, train, evaluate, infer, donors, report)
 
 
 def add(commands) -> None:
