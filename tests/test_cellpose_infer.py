@@ -274,3 +274,41 @@ def test_arguments_are_refused_by_name(tiles, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no pairs of channels"):
         run(tmp_path / "empty", tmp_path / "out")
+
+
+def test_the_command_counts_what_cellpose_itself_segments(real_data, tmp_path, capsys):
+    """A small network of random weights on real nuclei, against cellpose's own eval."""
+    models = pytest.importorskip("cellpose.models", reason="cellpose is not installed")
+    from fastembed import cli
+    from fastembed.cellpose.network import load_network
+
+    nuclei = tifffile.imread(real_data / "nuclei" / "img2d.tif")
+    assert nuclei.dtype in (np.uint8, np.uint16)
+    for i in range(2):
+        crop = nuclei[256 * i : 256 * i + 256, :200]
+        tifffile.imwrite(tmp_path / f"gfap_2010050{i}_b0c0.tif", crop)
+        tifffile.imwrite(tmp_path / f"gfap_2010050{i}_b0c1.tif", crop.max() - crop)
+    command = [
+        "cellpose", "infer", "--tiles", str(tmp_path), "--output-dir", str(tmp_path / "study"),
+        "--model", "random:1x32@3", "--name", "tiny", "--precision", "fp32", "--device", "cpu",
+        "--flow-threshold", "0", "--cellprob-threshold", "-0.5", "--save-masks",
+    ]  # fmt: skip
+    assert cli.main(command) == 0
+    assert "random weights" in capsys.readouterr().err
+    network = load_network("random:1x32@3", device="cpu", precision="fp32")
+    output = tmp_path / "study" / "downstream" / "full_inference" / "tiny"
+    rows = rows_of(output)
+    masks = sorted((output / "pred_masks").glob("*.tif"))
+    assert [row["donor"] for row in rows] == ["20100500", "20100501"] and len(masks) == 2
+    assert isinstance(network.model, models.CellposeModel)
+    for row, mask in zip(rows, masks, strict=True):
+        dapi, marker = (tifffile.imread(tmp_path / row[name]) for name in ("tile_c0", "tile_c1"))
+        expected, _, _ = network.model.eval(
+            np.stack([dapi, marker, 0 * dapi], axis=-1), flow_threshold=0, cellprob_threshold=-0.5
+        )
+        np.testing.assert_array_equal(tifffile.imread(mask), expected)
+        means = [marker[expected == label].mean() for label in range(1, expected.max() + 1)]
+        assert int(row["n_total_cells"]) == len(means) > 0
+        above = sum(mean > np.percentile(marker, 60) for mean in means)
+        assert int(row["n_marker_positive_q60"]) == above
+        assert row["model"] == "tiny"

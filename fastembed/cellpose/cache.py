@@ -30,9 +30,7 @@ class FlowCache:
         SignatureMismatch: the folder belongs to another network or other settings.
     """
 
-    def __init__(
-        self, folder: str | Path, network: Network, dtype: str = "float16"
-    ) -> None:
+    def __init__(self, folder: str | Path, network: Network, dtype: str = "float16") -> None:
         if dtype not in ("float16", "float32"):
             raise ValueError(f"dtype must be float16 or float32; got {dtype!r}")
         self.folder, self.network, self.dtype = Path(folder), network, dtype

@@ -39,11 +39,11 @@ class LeakageError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """An annotated image of a prepared folder."""
+    """An image of a prepared folder; mask_path is None where nobody annotated it."""
 
     stem: str
     image_path: Path
-    mask_path: Path
+    mask_path: Path | None
     marker: str
     donor: str
 
@@ -66,7 +66,13 @@ class Example:
         return pixels
 
     def mask(self, image: np.ndarray | None = None) -> np.ndarray:
-        """uint16 or uint32 [H, W]; of the shape of `image`, if one is given."""
+        """uint16 or uint32 [H, W]; of the shape of `image`, if one is given.
+
+        Raises:
+            ValueError: there is no mask, or see `read_mask`.
+        """
+        if self.mask_path is None:
+            raise ValueError(f"{self.stem} has no mask beside it")
         labels = read_mask(self.mask_path)
         if image is not None:
             check_same_shape(image, labels, self.stem)
@@ -112,19 +118,23 @@ def list_examples(
     return chosen
 
 
-def _scan(folder: Path, split: str) -> list[Example]:
+def list_images(folder: str | Path) -> list[Example]:
+    """The images of a folder, with a mask or without, in order of their file names."""
     examples = []
-    for path in sorted((folder / f"{split}_cells").glob("*")):
+    for path in sorted(Path(folder).glob("*")):
         if path.suffix.lower() not in SUFFIXES or path.stem.endswith(("_mask", "_pred")):
             continue
         masks = [path.with_name(f"{path.stem}_mask{suffix}") for suffix in (".tif", ".tiff")]
         mask = next((mask for mask in masks if mask.exists()), None)
-        if mask is None:
-            continue
         words = path.stem.split("_")
         donor = words[1] if len(words) > 1 else "unknown"
         examples.append(Example(path.stem, path, mask, words[0].lower(), donor))
     return examples
+
+
+def _scan(folder: Path, split: str) -> list[Example]:
+    found = list_images(folder / f"{split}_cells")
+    return [example for example in found if example.mask_path is not None]
 
 
 def split_donors(

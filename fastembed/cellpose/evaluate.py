@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..signature import claim
 from . import masks
 from .cache import FlowCache
 from .dataset import Example
-from .images import read_image, read_mask, write_tiff
+from .images import write_tiff
 from .metrics import Score, score, summarize_groups
 from .network import Network
 from .tables import write_json
@@ -36,7 +36,7 @@ class Predictor:
         cache: a folder for flows. Without one, masks are exactly cellpose's; with one, those of
             flows rounded to the cache's float16.
         zero_dapi: whether channel 0 is set to 0.
-        announce: told once, after the first image, how long the others will take on a CPU.
+        announce: on a CPU told once, after the first image: its seconds, and how many there are.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Predictor:
         *,
         cache_dtype: str = "float16",
         zero_dapi: bool = False,
-        announce=None,
+        announce: Callable[[float, int], None] | None = None,
     ) -> None:
         self.network, self.zero_dapi = network, zero_dapi
         self.cache = None if cache is None else FlowCache(cache, network, cache_dtype)
@@ -71,13 +71,31 @@ class Predictor:
     ) -> Iterator[tuple[Example, np.ndarray]]:
         """Each example with its label mask [H, W]."""
         for example, flows in self.flows(examples):
-            yield example, masks.compute_masks(
-                flows,
-                flow_threshold=thresholds.flow,
-                cellprob_threshold=thresholds.cellprob,
-                min_size=thresholds.min_size,
-                device=self.network.device,
+            yield (
+                example,
+                masks.compute_masks(
+                    flows,
+                    flow_threshold=thresholds.flow,
+                    cellprob_threshold=thresholds.cellprob,
+                    min_size=thresholds.min_size,
+                    device=self.network.device,
+                ),
             )
+
+
+def predict(
+    predictor: Predictor, examples: Sequence[Example], thresholds: Thresholds, folder: Path
+) -> int:
+    """Writes ``<stem>_pred.tif`` of every image that has none yet; returns how many.
+
+    Raises:
+        SignatureMismatch: the folder holds masks of another network or other thresholds.
+    """
+    claim(folder, {"kind": "cellpose masks", **origin(predictor, thresholds)})
+    left = [e for e in examples if not (folder / f"{e.stem}_pred.tif").exists()]
+    for example, labels in predictor.masks(left, thresholds):
+        write_tiff(folder / f"{example.stem}_pred.tif", labels)
+    return len(left)
 
 
 def evaluate(
@@ -113,8 +131,13 @@ def metrics_of(
     groups = summarize_groups(
         [example.stem for example in examples], [example.marker for example in examples], scores
     )
-    settings = {
-        "model_name": predictor.network.name,
+    settings = {"model_name": predictor.network.name, **origin(predictor, thresholds)}
+    return {**groups, "settings": settings}
+
+
+def origin(predictor: Predictor, thresholds: Thresholds) -> dict[str, object]:
+    """What masks depend on besides the image."""
+    return {
         **predictor.network.settings(),
         "flow_threshold": thresholds.flow,
         "cellprob_threshold": thresholds.cellprob,
@@ -122,16 +145,3 @@ def metrics_of(
         "zero_dapi": predictor.zero_dapi,
         "flows": "exact" if predictor.cache is None else predictor.cache.dtype,
     }
-    return {**groups, "settings": settings}
-
-
-def predicted(folder: Path, example: Example) -> np.ndarray:
-    """A mask that `evaluate` left.
-
-    Raises:
-        FileNotFoundError: the example has none in that folder.
-    """
-    path = folder / f"{example.stem}_pred.tif"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run evaluate first")
-    return read_mask(path)

@@ -7,6 +7,7 @@ thresholds, and one run of the dynamics all flow thresholds of a cell probabilit
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import fastremap
@@ -19,6 +20,9 @@ from .._numba import flows as kernels
 
 FLOW_THRESHOLD, CELLPROB_THRESHOLD = 0.4, 0.0
 NITER, MIN_SIZE, MAX_SIZE_FRACTION = 200, 15, 0.4
+
+# torch tells everybody who makes a sparse tensor, as cellpose does, of a check it could do.
+warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
 
 _SINGLE_ABOVE = 4e7  # pixels from which cellpose diffuses in float32
 

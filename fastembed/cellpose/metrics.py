@@ -144,9 +144,7 @@ def summarize(scores: Sequence[Score]) -> dict[str, float | int]:
     if not scores:
         raise ValueError("scores must not be empty")
     ap = np.mean([score.ap for score in scores], axis=0)
-    tp, fp, fn = (
-        sum(getattr(score, name)[0] for score in scores) for name in ("tp", "fp", "fn")
-    )
+    tp, fp, fn = (sum(getattr(score, name)[0] for score in scores) for name in ("tp", "fp", "fn"))
     precision = tp / (tp + fp + _EPSILON)
     recall = tp / (tp + fn + _EPSILON)
     return {

@@ -34,7 +34,7 @@ CELLPOSE_SAM = Architecture()
 
 
 class SmallCPSAM(CPSAM):
-    """Cellpose-SAM's network in another size: its forward pass and readout, fewer or thinner blocks.
+    """Cellpose-SAM's network in another size: its forward pass and readout, other blocks.
 
     Files of it are read back by their shapes; cellpose itself reads the full size only.
     """
@@ -122,6 +122,22 @@ class Network:
         return flows
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """Arguments of `load_network`, for what starts from the same network several times.
+
+    Training changes its network; float32, unlike cellpose's bfloat16, keeps the weights of the
+    file to the bit.
+    """
+
+    model: str = "cpsam"
+    device: str | None = None
+    precision: str = "fp32"
+
+    def load(self) -> Network:
+        return load_network(self.model, device=self.device, precision=self.precision)
+
+
 def load_network(
     model: str | Path = "cpsam",
     *,
@@ -194,9 +210,7 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype) -> CPSAM | model
     state = read_state(path)
     if "encoder.cls_token" in state:  # of the DINOv3 family: cellpose builds it
         bf16 = dtype == torch.bfloat16
-        return models.CellposeModel(
-            pretrained_model=str(path), device=device, use_bfloat16=bf16
-        )
+        return models.CellposeModel(pretrained_model=str(path), device=device, use_bfloat16=bf16)
     net = random_network(architecture_of(state))
     try:
         net.load_state_dict(state, strict=True)  # cellpose would go on without missing weights

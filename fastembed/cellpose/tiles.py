@@ -14,7 +14,9 @@ from .images import SUFFIXES
 MARKERS = ("gfap", "iba1", "neun", "olig2", "pecam")
 
 # "_dapi-b0c0", "_b0c1", "-c2": with its separator, and nothing of a longer word.
-_CHANNEL = re.compile(r"(?:[_-][A-Za-z0-9]+(?=-b\d))?(?:^|[_-])(?:b\d+)?c([012])(?![A-Za-z0-9])", re.I)
+_CHANNEL = re.compile(
+    r"(?:[_-][A-Za-z0-9]+(?=-b\d))?(?:^|[_-])(?:b\d+)?c([012])(?![A-Za-z0-9])", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def audit(tiles: Tiles, clinical_donors: Iterable[str]) -> Audit:
 
 
 def read_clinical_donors(path: str | Path, column: str = "projid") -> list[str]:
-    """The donors of a clinical CSV, one per row; "10100574.0", as spreadsheets write it, is 10100574.
+    """The donors of a clinical CSV, one per row.
+
+    "10100574.0", as spreadsheets write it, is 10100574.
 
     Raises:
         ValueError: there is no such column.

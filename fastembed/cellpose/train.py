@@ -109,13 +109,11 @@ def train(
     """
     folder, settings = Path(folder), settings or TrainSettings()
     last, best = folder / "models" / name, folder / "models" / f"{name}_best"
-    counted = {example.stem: _objects(example) for example in examples}
-    dropped = {s: n for s, n in counted.items() if n < settings.min_train_masks}
-    used = [example for example in examples if example.stem not in dropped]
+    used, dropped = trainable(examples, settings.min_train_masks)
     if not used:
         raise ValueError(
             f"no image has min_train_masks={settings.min_train_masks} objects or more; "
-            f"the most is {max(counted.values(), default=0)}"
+            f"the most is {max(dropped.values(), default=0)}"
         )
     _claim(folder, network, used, test_examples, settings)
 
@@ -200,6 +198,15 @@ def _load(
         images.append(np.ascontiguousarray(image.transpose(2, 0, 1)))
         flows.append(label_flows(example.mask(image)))
     return images, flows
+
+
+def trainable(
+    examples: Sequence[Example], min_train_masks: int
+) -> tuple[list[Example], dict[str, int]]:
+    """Examples with enough objects, and stem and number of objects of the others."""
+    counted = {example.stem: _objects(example) for example in examples}
+    dropped = {stem: count for stem, count in counted.items() if count < min_train_masks}
+    return [example for example in examples if example.stem not in dropped], dropped
 
 
 def _objects(example: Example) -> int:

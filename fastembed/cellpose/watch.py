@@ -142,9 +142,7 @@ class Watch:
         self._losses = {True: [], False: []}
         if not train or self._epoch < self.resumed_at:
             return
-        epoch = Epoch(
-            self._epoch, self._learning_rate, _mean(train), _mean(test) if test else None
-        )
+        epoch = Epoch(self._epoch, self._learning_rate, _mean(train), _mean(test) if test else None)
         self.history.append(epoch)
         if self.progress:
             self.progress(epoch)

@@ -27,9 +27,7 @@ def save_losses(path: Path, history: Sequence[Losses]) -> None:
     axes = figure.add_subplot()
     axes.plot([e.epoch for e in history], [e.train_loss for e in history], label="train")
     measured = [e for e in history if e.test_loss is not None]
-    axes.plot(
-        [e.epoch for e in measured], [e.test_loss for e in measured], "o-", label="test"
-    )
+    axes.plot([e.epoch for e in measured], [e.test_loss for e in measured], "o-", label="test")
     axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -7,9 +7,28 @@ before a subcommand runs.
 from __future__ import annotations
 
 from ..options import Formatter
-from . import audit, donors, evaluate, infer, prepare, report, train
+from . import (
+    audit,
+    budget,
+    donors,
+    evaluate,
+    gate,
+    infer,
+    lomo,
+    predict,
+    prepare,
+    report,
+    sensitivity,
+    submit,
+    sweep,
+    train,
+)
 
-SUBCOMMANDS = (prepare, audit, train, evaluate, infer, donors, report)
+# In the order in which a study takes them.
+SUBCOMMANDS = (
+    prepare, audit, train, predict, evaluate, sweep, budget, gate, sensitivity, lomo, infer,
+    donors, report, submit,
+)  # fmt: skip
 
 
 def add(commands) -> None:

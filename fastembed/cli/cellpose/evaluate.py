@@ -1,4 +1,4 @@
-"""``fastembed cellpose evaluate``: masks and metrics of one model; `predict` is masks alone."""
+"""``fastembed cellpose evaluate``: masks and metrics of one model on one split."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ def naming_of(arguments: argparse.Namespace):
     from ...cellpose.tiles import Naming
 
     default = Naming()
-    return Naming(
-        arguments.markers or default.markers, arguments.donor_pattern or default.donor
-    )
+    return Naming(arguments.markers or default.markers, arguments.donor_pattern or default.donor)
 
 
 def add_network(parser: argparse.ArgumentParser, precision: str = "bf16") -> None:
@@ -73,12 +71,16 @@ def add_network(parser: argparse.ArgumentParser, precision: str = "bf16") -> Non
 def network_of(arguments: argparse.Namespace):
     from ...cellpose.network import load_network
 
-    network = load_network(
-        arguments.model, device=arguments.device, precision=arguments.precision
-    )
+    network = load_network(arguments.model, device=arguments.device, precision=arguments.precision)
     if network.device.type == "cpu":
         print("no GPU: the network runs on the CPU", file=sys.stderr)
     return network
+
+
+def pretrained_of(arguments: argparse.Namespace):
+    from ...cellpose.network import Pretrained
+
+    return Pretrained(arguments.model, arguments.device, arguments.precision)
 
 
 def add_predictor(parser: argparse.ArgumentParser, cached: bool) -> None:
@@ -169,9 +171,7 @@ def add_thresholds(parser: argparse.ArgumentParser) -> None:
 def thresholds_of(arguments: argparse.Namespace):
     from ...cellpose.evaluate import Thresholds
 
-    return Thresholds(
-        arguments.flow_threshold, arguments.cellprob_threshold, arguments.min_size
-    )
+    return Thresholds(arguments.flow_threshold, arguments.cellprob_threshold, arguments.min_size)
 
 
 def add_training(
@@ -183,9 +183,7 @@ def add_training(
         "--epochs", type=positive, default=epochs, metavar="N", help=f"default {epochs}"
     )
     group.add_argument("--lr", type=float, default=1e-4, metavar="RATE", help="default 1e-4")
-    group.add_argument(
-        "--weight-decay", type=float, default=0.1, metavar="W", help="default 0.1"
-    )
+    group.add_argument("--weight-decay", type=float, default=0.1, metavar="W", help="default 0.1")
     group.add_argument(
         "--batch-size", "--batch", type=positive, default=2, metavar="N", help="default 2"
     )
@@ -237,9 +235,7 @@ def training_of(arguments: argparse.Namespace):
 
 def show_epoch(epoch) -> None:
     test = "" if epoch.test_loss is None else f", test {epoch.test_loss:.4f}"
-    print(
-        f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}{test}", file=sys.stderr, flush=True
-    )
+    print(f"epoch {epoch.epoch}: loss {epoch.train_loss:.4f}{test}", file=sys.stderr, flush=True)
 
 
 def show_metrics(name: str, metrics: dict) -> None:

@@ -65,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         splits=arguments.splits,
     )
-    print(f"{report.masks} masks: " + ", ".join(f"{n} {name}" for name, n in report.written.items()))
+    print(
+        f"{report.masks} masks: " + ", ".join(f"{n} {name}" for name, n in report.written.items())
+    )
     for name, title in (
         ("image_missing", "masks without DAPI image"),
         ("marker_missing", "masks without marker image"),

@@ -15,9 +15,9 @@ def add(steps) -> None:
         help="tables, figures and one HTML page of what is on disk",
         formatter_class=Formatter,
         description=(
-            "Gathers what the steps left in the study's folder. Leaves in report: index.html, a page\n"
-            "with all of it; tables/*.tsv; figures/*.png and *.pdf. Parts that are not\n"
-            "there are named as missing, on the page and here."
+            "Gathers what the steps left in the study's folder. Leaves in report: index.html, a\n"
+            "page with all of it; tables/*.tsv; figures/*.png and *.pdf. Parts that are not there\n"
+            "are named as missing, on the page and here."
         ),
     )
     parser.set_defaults(run=run)
