@@ -17,6 +17,7 @@ tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
 ndimage = pytest.importorskip("scipy.ndimage", reason="SciPy is not installed")
 
 from fastembed.cellpose import infer as job  # noqa: E402 (needs tifffile)
+from fastembed.cellpose.tile_store import SUMMARY, TABLE  # noqa: E402
 from fastembed.signature import SignatureMismatch  # noqa: E402
 
 SETTINGS = {"model": "threshold", "level": 1200}
@@ -56,7 +57,7 @@ def run(tiles: Path, output: Path, segmenter=segment, **options) -> job.InferRep
 
 
 def rows_of(output: Path) -> list[dict[str, str]]:
-    with (output / job.TABLE).open(newline="") as stream:
+    with (output / TABLE).open(newline="") as stream:
         return list(csv.DictReader(stream, delimiter="\t"))
 
 
@@ -121,9 +122,9 @@ def test_one_run_resumed_runs_and_shards_leave_the_same_bytes(tiles, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tiles, tmp_path / "stopped", tiring, keep_masks=True)
     assert len(rows_of(tmp_path / "stopped")) == 4
-    state = json.loads((tmp_path / "stopped" / job.SUMMARY).read_text())
+    state = json.loads((tmp_path / "stopped" / SUMMARY).read_text())
     assert (state["n_tiles"], state["n_committed"], len(state["missing"])) == (12, 4, 8)
-    (tmp_path / "stopped" / job.TABLE).unlink()
+    (tmp_path / "stopped" / TABLE).unlink()
     report = run(tiles, tmp_path / "stopped", keep_masks=True)
     assert (report.already_done, report.embedded) == (4, 8)
     assert files_of(tmp_path / "stopped") == expected
@@ -176,7 +177,7 @@ def test_bad_tiles_are_named_and_the_others_done(tiles, tmp_path):
     assert "neither TIFF, PNG nor .npy" in reasons["field0"]
     assert "DAPI and marker must be alike" in reasons["field6"]
     assert "uint8 or uint16 pixels; found float32" in reasons["field2"]
-    state = json.loads((tmp_path / "out" / job.SUMMARY).read_text())
+    state = json.loads((tmp_path / "out" / SUMMARY).read_text())
     assert sorted(state["missing"]) == sorted(record["key"] for record in records)
     with pytest.raises(job.TileFailed, match="field0"):
         run(tiles, tmp_path / "strict", strict=True)
@@ -285,7 +286,7 @@ def test_the_command_counts_what_cellpose_itself_segments(real_data, tmp_path, c
     nuclei = tifffile.imread(real_data / "nuclei" / "img2d.tif")
     assert nuclei.dtype in (np.uint8, np.uint16)
     for i in range(2):
-        crop = nuclei[256 * i : 256 * i + 256, :200]
+        crop = nuclei[100 * i : 100 * i + 96, :80]
         tifffile.imwrite(tmp_path / f"gfap_2010050{i}_b0c0.tif", crop)
         tifffile.imwrite(tmp_path / f"gfap_2010050{i}_b0c1.tif", crop.max() - crop)
     command = [

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .infer import POSITIVE, UNKNOWN
+from .infer import POSITIVE
+from .tile_store import UNKNOWN
 
 OUTCOMES = ("braaksc", "ceradsc", "cogdx", "dcfdx_lv", "plaq_d", "plaq_n", "nft", "gpath")
 DONOR = "projid"
