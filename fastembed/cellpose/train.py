@@ -100,8 +100,8 @@ def train(
 
     Leaves ``models/<name>`` and ``models/<name>_best``, ``losses.tsv``, ``losses.png`` and
     ``train.json`` in `folder`. Run again after a stop, it goes on from the last checkpoint with
-    its weights, optimizer and random state, to the weights (on a CPU to the bits) of a training
-    without stop; what was finished is not done again.
+    its weights, optimizer and random state, to the weights of a training without stop (to their
+    bits where torch repeats itself: on a CPU with one thread); what was finished is not done again.
 
     Raises:
         SignatureMismatch: the folder holds a training of other settings, weights or images.

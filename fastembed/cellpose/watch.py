@@ -7,7 +7,8 @@ does with the network: `train` at an epoch's start, `save_model` at its end.
 A resumed training runs train_seg from epoch 0 again, but until the epoch of the checkpoint the
 network answers with zeros that no weight depends on, so nothing is computed or changed; then
 weights, optimizer and random state come from the checkpoint. So learning rates, seeds and the
-order of images are train_seg's own, and the end has the bits of a training that never stopped.
+order of images are train_seg's own, and the end is that of a training that never stopped: on a CPU
+with one thread, where torch repeats itself, to the bit.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Watch:
         if optimizer.param_groups[0]["params"][0] is not next(self.net.parameters()):
             return  # somebody else's
         self._optimizer = optimizer
-        self._learning_rate = optimizer.param_groups[0]["lr"]
+        self._learning_rate = float(optimizer.param_groups[0]["lr"])
         if self._resume and self._epoch >= self.resumed_at and "optimizer" in self._resume:
             optimizer.load_state_dict(self._resume.pop("optimizer"))
             for group in optimizer.param_groups:
@@ -148,9 +149,12 @@ class Watch:
             self.progress(epoch)
 
     def _save_checkpoint(self) -> None:
+        optimizer = self._optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])  # NumPy's own would not be read back as weights
         content = {
             "weights": self.net.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": optimizer,
             "random": _random_state(self.net.device),
             "history": [vars(epoch) for epoch in self.history],
         }

@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     for record in records:
         print(
             f"budget {record['budget']:>3} repeat {record['repeat']}: "
-            f"{record['train_n']:>3} images, ap50 {record['overall_ap50']:.4f}, f1 {record['overall_f1']:.4f}"
+            f"{record['train_n']:>3} images, ap50 {record['overall_ap50']:.4f}, "
+            f"f1 {record['overall_f1']:.4f}"
         )
     print(folder / "records.tsv")
     return 0
