@@ -294,8 +294,15 @@ def test_the_command_counts_what_cellpose_itself_segments(real_data, tmp_path, c
         "--model", "random:1x32@3", "--name", "tiny", "--precision", "fp32", "--device", "cpu",
         "--flow-threshold", "0", "--cellprob-threshold", "-0.5", "--save-masks",
     ]  # fmt: skip
-    assert cli.main(command) == 0
-    assert "random weights" in capsys.readouterr().err
+    for channel in ("c0", "c1"):
+        (tmp_path / f"gfap_20100502_b0{channel}.tif").write_bytes(b"nothing")
+    assert cli.main(command) == 3
+    out = capsys.readouterr()
+    assert "random weights" in out.err and "1 failed" in out.out and "failures.jsonl" in out.out
+    assert cli.main([*command, "--strict"]) == 3
+    assert "gfap_20100502: " in capsys.readouterr().err
+    assert cli.main([*command, "--allow-failures"]) == 0
+    assert "2 already done, 1 failed" in capsys.readouterr().out
     network = load_network("random:1x32@3", device="cpu", precision="fp32")
     output = tmp_path / "study" / "downstream" / "full_inference" / "tiny"
     rows = rows_of(output)
