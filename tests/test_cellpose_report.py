@@ -332,8 +332,9 @@ def test_few_donors_and_nothing_found_have_no_interval():
         image.update(tp=[0, 0, 0], fp=[0, 0, 0], ap=[0.0, 0.0, 0.0])
     assert intervals.metric_intervals(empty)["overall"]["precision"] == (None, None)
     rows = intervals.compare_metrics(empty, empty)
+    assert [row["first"] for row in rows if row["metric"] == "precision"] == [None] * 5
     reasons = {row["metric"]: row["reason"] for row in rows if row["group"] == "overall"}
-    assert "must be finite" in reasons["precision"] and reasons["recall"] == ""
+    assert "nothing was predicted" in reasons["precision"] and reasons["recall"] == ""
 
 
 def test_bad_metrics_are_refused_by_name():

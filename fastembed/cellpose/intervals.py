@@ -51,9 +51,7 @@ def metric_intervals(
                     seed=seed,
                     confidence=confidence,
                 )
-                interval = tuple(
-                    None if np.isnan(end) else float(end) for end in (result.low, result.high)
-                )
+                interval = _or_none(result.low), _or_none(result.high)
             found[group][name] = interval
     return found
 
@@ -70,7 +68,7 @@ def compare_metrics(
 
     Returns:
         A row per group and metric: group, metric, n_donors, first, second, difference
-        (second - first), p, swaps, exact, reason (why there is no p).
+        (second - first), p, swaps, exact, reason (why there is no p); None is not defined.
 
     Raises:
         ValueError: the images differ; see `metric_intervals`.
@@ -87,18 +85,22 @@ def compare_metrics(
                 "group": group,
                 "metric": name,
                 "n_donors": len(a),
-                "first": float(statistic(a)),
-                "second": float(statistic(b)),
-                "difference": float(statistic(b) - statistic(a)),
+                "first": _or_none(statistic(a)),
+                "second": _or_none(statistic(b)),
+                "difference": _or_none(statistic(b) - statistic(a)),
                 "p": None,
                 "swaps": 0,
                 "exact": False,
                 "reason": "",
             }
+            if row["difference"] is None:
+                row["reason"] = "not defined where nothing was predicted, or nothing is there"
+                found.append(row)
+                continue
             try:
                 test = stats.paired_test(b, a, statistic, draws=draws, seed=seed)
                 row.update(p=test.p, swaps=test.swaps, exact=test.exact)
-            except ValueError as error:  # nothing predicted, or nothing there, in some swap
+            except ValueError as error:  # not defined in some swap
                 row["reason"] = str(error)
             found.append(row)
     return found
@@ -133,6 +135,10 @@ def _donor_rows(
         row = [image["ap"][0], 1, image["tp"][0], image["fp"][0], image["fn"][0]]
         rows[donor] = rows.get(donor, np.zeros(5)) + row
     return rows
+
+
+def _or_none(value: np.ndarray) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

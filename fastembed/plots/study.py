@@ -134,6 +134,8 @@ def heatmaps(
             low, high, colours = -limit, limit, "RdBu_r"
         else:
             low, high, colours = finite.min(initial=1), finite.max(initial=0), "Blues"
+            if low >= high:  # all alike: no colour means more than another
+                low, high = min(0, low), max(1, high)
         grid = figure.subplots(down, across, squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)

@@ -88,7 +88,6 @@ def models(w: Writer) -> None:
     for name, metrics in plain.items():
         if name != baseline and "per_image" in metrics and "per_image" in plain[baseline]:
             for row in compare_metrics(plain[baseline], metrics):
-                row["first"], row["second"] = round(row["first"], 6), round(row["second"], 6)
                 compared.append({"model": name, "against": baseline, **_blank(row)})
     w.table(
         "e1_paired",
@@ -307,5 +306,7 @@ def _blank(row: dict) -> dict:
 def _brief(value: object) -> object:
     if not isinstance(value, list):
         return value
+    if not value:
+        return "none"
     rest = f" and {len(value) - 10} more" if len(value) > 10 else ""
     return ", ".join(map(str, value[:10])) + rest
