@@ -58,7 +58,7 @@ def _check(path: Path, settings: dict) -> None:
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
     raise SignatureMismatch(
-        f"{path.parent} holds embeddings made with other settings:\n" + "\n".join(lines) + "\n"
+        f"{path.parent} holds outputs made with other settings:\n" + "\n".join(lines) + "\n"
         "Use another output folder, or --overwrite to remove them and start afresh."
     )
 

@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+pytest.importorskip("cellpose", reason="cellpose is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 scipy_stats = pytest.importorskip("scipy.stats", reason="SciPy is not installed")
 multitest = pytest.importorskip(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("cellpose", reason="cellpose is not installed")
 tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
 ndimage = pytest.importorskip("scipy.ndimage", reason="SciPy is not installed")
 

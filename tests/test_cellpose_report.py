@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("cellpose", reason="cellpose is not installed")
 scipy_stats = pytest.importorskip("scipy.stats", reason="SciPy is not installed")
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 

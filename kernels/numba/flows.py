@@ -1,4 +1,4 @@
-"""Contract: fastembed/cellpose/masks.py. Bit for bit what cellpose computes: no fast math."""
+"""Contract: fastembed/cellpose/masks.py. Sums in cellpose's order, so no fast math."""
 
 import numpy as np
 from numba import njit
