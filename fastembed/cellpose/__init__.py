@@ -6,6 +6,8 @@ network, cache, masks    one network pass per image; flows to masks at any thres
 evaluate, sweep, gate    numbers of one model, and thresholds chosen on val for test
 train, watch             cellpose's training, watched and resumable
 experiment               label efficiency, leave one marker out
+infer, clinical, donors  counts of every tile, and donors against their clinical outcomes
+intervals, report        confidence intervals of metrics; all of a study on one page
 """
 
 import importlib.util

@@ -1,6 +1,8 @@
-"""Every picture the library makes of what an extraction left.
+"""Every picture the library makes.
 
-Drawn with Pillow alone, pixel by pixel where the data are: the same folder gives the same bytes.
+Those of what an extraction left are drawn with Pillow alone, pixel by pixel where the data are: the
+same folder gives the same bytes. Curves and bars of the Cellpose study (`losses`, `study`) are
+matplotlib's.
 """
 
 from .maps import feature_sheet, holds_maps

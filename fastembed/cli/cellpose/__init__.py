@@ -10,11 +10,14 @@ from ..options import Formatter
 from . import (
     audit,
     budget,
+    donors,
     evaluate,
     gate,
+    infer,
     lomo,
     predict,
     prepare,
+    report,
     sensitivity,
     submit,
     sweep,
@@ -23,7 +26,8 @@ from . import (
 
 # In the order in which a study takes them.
 SUBCOMMANDS = (
-    prepare, audit, train, predict, evaluate, sweep, budget, gate, sensitivity, lomo, submit,
+    prepare, audit, train, predict, evaluate, sweep, budget, gate, sensitivity, lomo, infer,
+    donors, report, submit,
 )  # fmt: skip
 
 
