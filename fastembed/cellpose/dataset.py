@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..npy import write_bytes_atomically
+from ..staging import write_bytes_atomically
 from .images import (
     SUFFIXES,
     check_same_shape,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import tifffile
 
-from ..npy import write_bytes_atomically
+from ..staging import write_bytes_atomically
 
 SUFFIXES = (".tif", ".tiff", ".png", ".npy")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..npy import write_bytes_atomically
+from ..staging import write_bytes_atomically
 
 
 def write_tsv(path: Path, rows: Sequence[dict]) -> None:

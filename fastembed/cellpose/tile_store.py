@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import signature
-from ..npy import write_bytes_atomically
 from ..records import Item
+from ..staging import write_bytes_atomically
 from .images import write_tiff
 from .tables import write_json, write_tsv
 from .tiles import Tile

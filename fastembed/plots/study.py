@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..npy import write_bytes_atomically
+from ..staging import write_bytes_atomically
 
 try:
     from matplotlib import rc_context

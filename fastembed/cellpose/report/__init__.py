@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...npy import write_bytes_atomically
+from ...staging import write_bytes_atomically
 from . import donors, segmentation
 from .page import Section, render
 from .writer import Writer
