@@ -3,6 +3,7 @@
 try:
     import tensorstore  # noqa: F401
     import tifffile  # noqa: F401
+    import xxhash  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"fastembed.volumes needs {error.name}: pip install 'fastembed-vision[volumes]'"

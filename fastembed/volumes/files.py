@@ -6,12 +6,12 @@ import itertools
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from ..staging import write_bytes_atomically
 
@@ -152,9 +152,9 @@ def units(shape: Sequence[int], unit: Sequence[int]) -> Iterator[tuple[str, tupl
 
 
 def checksum(array: np.ndarray) -> str:
-    """CRC-32 of the values in C order, little-endian, as 8 hexadecimal digits."""
+    """XXH3 (64 bits) of the values in C order, little-endian, as 16 hexadecimal digits."""
     values = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return f"{zlib.crc32(values.reshape(-1).view(np.uint8)):08x}"
+    return xxhash.xxh3_64_hexdigest(values.reshape(-1).view(np.uint8).data)
 
 
 def write_ome_metadata(group: Path, voxel: float, labels: Sequence[str], version: int) -> None:
