@@ -705,19 +705,27 @@ def test_a_fork_after_tensorstore_says_so_instead_of_dying(sections, tmp_path):
         list(loader)
 
 
-def test_a_few_steps_of_training(finished):
+def losses_of_training(folder: Path, steps: int, rate: float) -> list[float]:
+    """A 3D convolution as a head, for some steps on all volumes of a folder."""
     torch.manual_seed(0)
-    head = torch.nn.Conv3d(6, 2, 3, padding=1)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=0.003)
+    head = optimizer = None
     losses = []
-    for _ in range(8):
-        for features, gt, mask in create_preprocessed_dataloader(finished, 3, shuffle=False):
+    for _ in range(steps):
+        for features, gt, mask in create_preprocessed_dataloader(folder, 3, shuffle=False):
+            if head is None:
+                head = torch.nn.Conv3d(features.shape[1], 2, 3, padding=1)
+                optimizer = torch.optim.AdamW(head.parameters(), lr=rate)
             loss = torch.nn.functional.cross_entropy(head(features.float()), gt, reduction="none")
             loss = loss[mask].mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+    return losses
+
+
+def test_a_few_steps_of_training(finished):
+    losses = losses_of_training(finished, 8, rate=0.003)
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -805,3 +813,5 @@ def test_the_real_sections_end_to_end(real_data, tmp_path, capsys):
     assert "2 sound" in capsys.readouterr().out
     features, gt, mask = next(iter(create_preprocessed_dataloader(out, batch_size=2)))
     assert features.shape == (2, 384, 16, 16, 16) and gt.any() and mask.all()
+    losses = losses_of_training(out, 8, rate=0.001)
+    assert losses[-1] < 0.9 * losses[0]
