@@ -726,7 +726,7 @@ def losses_of_training(folder: Path, steps: int, rate: float) -> list[float]:
 
 def test_a_few_steps_of_training(finished):
     losses = losses_of_training(finished, 8, rate=0.003)
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.9 * losses[0], losses
 
 
 # The command -----------------------------------------------------------------------------
@@ -813,5 +813,5 @@ def test_the_real_sections_end_to_end(real_data, tmp_path, capsys):
     assert "2 sound" in capsys.readouterr().out
     features, gt, mask = next(iter(create_preprocessed_dataloader(out, batch_size=2)))
     assert features.shape == (2, 384, 16, 16, 16) and gt.any() and mask.all()
-    losses = losses_of_training(out, 8, rate=0.001)
-    assert losses[-1] < 0.9 * losses[0]
+    losses = losses_of_training(out, 15, rate=0.0003)
+    assert losses[-1] < 0.9 * losses[0], losses
