@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import coco
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results/memory"
 # MB per 1000 photos, after the start: 35 MB over the 10,000 of results/. What remains of a photo
 # are names, in the index one per segment: 1.3 KB for 11 (tracemalloc), and a step where their set
 # is made larger (65,536 of them, near photo 5,800). What else grows is not known.
