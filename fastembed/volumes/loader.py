@@ -167,13 +167,14 @@ class _Memory:
         self._arrays: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype, pin: bool) -> torch.Tensor:
+        like = torch.from_numpy(np.empty(0, dtype))
         if pin:  # torch keeps page-locked memory by itself
-            return torch.from_numpy(np.empty(0, dtype)).new_empty(shape, pin_memory=True)
+            return like.new_empty(shape, pin_memory=True)
         for array in self._arrays:
             # Beside the list, this loop and the call itself only a tensor's storage refers to it.
             if (array.shape, array.dtype) == (shape, dtype) and sys.getrefcount(array) == 3:
                 return torch.from_numpy(array)
-        array = np.empty(shape, dtype)
+        array = like.new_empty(shape).numpy()  # of torch: whole cache lines, as `_place` likes them
         self._arrays = [*self._arrays[-self._KEPT + 1 :], array]
         return torch.from_numpy(array)
 
