@@ -34,8 +34,7 @@ class Form:
     Attributes:
         chunks: of the features, [C, D, H, W].
         shards: zarr v3 with these shards, of whole chunks; None for zarr v2 without.
-        compression: blosc with lz4 level 3, bit-shuffled. It takes about ten times as long to
-            write and twice to read.
+        compression: blosc with lz4 level 3, bit-shuffled: smaller, but read through TensorStore.
         layout: ``files``, an array of its own per kind; ``ome-zarr``, one OME-Zarr group with
             the features as its image, gt and mask as its labels.
     """
