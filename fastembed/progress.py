@@ -23,9 +23,13 @@ class Progress:
         self._stream = stream or sys.stderr
         self._interval = interval
         self._bar: tqdm | None = None
+        self._last: Report | None = None
         self._start = self._shown = time.monotonic()
 
     def __call__(self, report: Report, total: int) -> None:
+        if self._last is None:
+            print(f"Running with {report.plan}.", file=self._stream, flush=True)
+        self._last = report
         finished = report.embedded + report.already_done + report.failed + report.duplicates
         if self._stream.isatty():
             self._show_bar(report, finished, total)
@@ -53,6 +57,13 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        if kind is not None and self._last is not None:
+            done = self._last.embedded + self._last.already_done
+            print(
+                f"{done} samples are committed, {self._last.embedded} of them by this run",
+                file=self._stream,
+                flush=True,
+            )

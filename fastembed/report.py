@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,86 +11,59 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# The stages in the order of the data, and which threads serve them.
+STAGES = {
+    "list": "readers",
+    "read": "readers",
+    "quantize": "readers",
+    "gather": "readers",
+    "engine": "engine",
+    "pool": "writer",
+    "write": "writer",
+    "commit": "writer",
+}
 # What to change when a stage is the one that the others wait for.
 _ADVICE = {
-    "list": "the listing of the samples: is the database or the CSV far away?",
-    "read": "reading and decoding: faster storage, or more --workers",
-    "quantize": "percentiles over whole images: more --workers",
-    "gather": "cutting and normalising crops: more --workers",
+    "list": "listing the samples: is the database or the CSV far away?",
+    "read": "reading and decoding at {speed}: faster storage{more}",
+    "quantize": "what needs the whole image (percentiles, segments){more}",
+    "gather": "cutting, resizing and normalising{more}",
     "engine": "the model, which is how it should be",
-    "pool": "pooling the crops",
-    "write": "writing: faster storage for the outputs",
+    "pool": "pooling the crops and rounding",
+    "write": "writing at {speed}: faster storage, or --format zarr if the files are small and many",
     "commit": "committing to the index: is the database far away?",
 }
+_BUSY_ENGINE = 0.95
 
 
 @dataclass
 class Stage:
-    """One stage's work, summed over its threads."""
+    """One stage's work, summed over its threads.
+
+    Attributes:
+        seconds: in which they worked.
+        waited: seconds in which they stood before it: readers at `list` for each other and at
+            `gather` for a free batch, the engine for a full one, the writer at `pool` for finished
+            samples; at `write` the engine, for the writer.
+    """
 
     seconds: float = 0.0
     items: int = 0
     bytes: int = 0
+    waited: float = 0.0
 
+    @property
+    def rate(self) -> float:
+        """Items per second of work."""
+        return self.items / self.seconds if self.seconds else 0.0
 
-class Clock:
-    """Adds up the time of every stage, from any thread."""
-
-    def __init__(self) -> None:
-        self.stages = {name: Stage() for name in _ADVICE}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def measure(self, stage: str, items: int = 1, nbytes: int = 0) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(stage, time.perf_counter() - start, items, nbytes)
-
-    def add(self, stage: str, seconds: float, items: int = 0, nbytes: int = 0) -> None:
-        with self._lock:
-            record = self.stages[stage]
-            record.seconds += seconds
-            record.items += items
-            record.bytes += nbytes
-
-
-class Busy:
-    """How much of the time from an engine's first batch to its last it computed.
-
-    Batches on CUDA overlap, and are timed by the device itself.
-
-    Attributes:
-        seconds: in which it computed, copies to and from the device included.
-        span: seconds from the start of the first batch to the end of the last.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = self.span = 0.0
-        self._first: float | torch.cuda.Event | None = None
-
-    def mark(self, stream: torch.cuda.Stream | None) -> float | torch.cuda.Event:
-        """Now, on the stream's own clock if there is one."""
-        if stream is None:
-            moment = time.perf_counter()
-        else:
-            moment = torch.cuda.Event(enable_timing=True)
-            moment.record(stream)
-        if self._first is None:
-            self._first = moment
-        return moment
-
-    def add(self, start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> None:
-        """A batch between two marks that have passed; in the order of the batches."""
-        start, end = self._seconds(start), self._seconds(end)
-        self.seconds += max(0.0, end - max(start, self.span))
-        self.span = max(self.span, end)
-
-    def _seconds(self, moment: float | torch.cuda.Event) -> float:
-        if isinstance(moment, float):
-            return moment - self._first
-        return self._first.elapsed_time(moment) / 1e3  # milliseconds
+    @property
+    def speed(self) -> str:
+        """Bytes per second of work, for a person; empty where it handles none."""
+        if not (self.bytes and self.seconds):
+            return ""
+        gigabytes = self.bytes / self.seconds / 1e9
+        return f"{gigabytes:.2f} GB/s" if gigabytes >= 0.1 else f"{gigabytes * 1e3:.2f} MB/s"
 
 
 @dataclass
@@ -112,7 +82,8 @@ class Report:
         engine_seconds: in which the engine computed.
         engine_span: seconds from the start of its first batch to the end of its last.
         workers: reader threads.
-        stages: seconds, items and bytes per stage, summed over its threads.
+        plan: batch size, readers and slots, and why these.
+        stages: seconds, waits, items and bytes per stage, summed over its threads.
     """
 
     listed: int = 0
@@ -126,6 +97,7 @@ class Report:
     engine_seconds: float = 0.0
     engine_span: float = 0.0
     workers: int = 1
+    plan: str = ""
     output: str = ""
     index: str = ""
     failures_file: str = ""
@@ -145,14 +117,34 @@ class Report:
 
     @property
     def bottleneck(self) -> str:
-        """The stage with the largest share of wall time per thread that serves it."""
+        """The stage that the others wait for; empty where nothing was embedded.
+
+        The engine, if it was busy. Else one of the writer's stages where the engine waited for the
+        writer, one of the readers' where it waited for them: the one that took the most time.
+        """
         if not self.embedded:
             return ""
-        return max(self.stages, key=self._busy)
+        if self.engine_busy >= _BUSY_ENGINE:
+            return "engine"
+        blocked = self.stages["write"].waited > self.stages["engine"].waited
+        threads = "writer" if blocked else "readers"
+        mine = [name for name in self.stages if STAGES[name] == threads]
+        return max(mine, key=lambda name: self.stages[name].seconds)
 
-    def _busy(self, stage: str) -> float:
-        threads = self.workers if stage in ("read", "quantize", "gather") else 1
-        return self.stages[stage].seconds / threads / max(self.seconds, 1e-9)
+    @property
+    def advice(self) -> str:
+        """What to change about the bottleneck."""
+        if not self.bottleneck:
+            return ""
+        cores = os.cpu_count() or 1
+        more = f", or more --workers than {self.workers}" if self.workers < cores else ""
+        stage = self.stages[self.bottleneck]
+        return _ADVICE[self.bottleneck].format(speed=stage.speed or "?", more=more)
+
+    def _share(self, stage: str, seconds: float) -> float:
+        """Of wall time per thread that serves a stage."""
+        threads = self.workers if STAGES[stage] == "readers" else 1
+        return seconds / threads / max(self.seconds, 1e-9)
 
     def to_json(self) -> str:
         return json.dumps(
@@ -161,6 +153,7 @@ class Report:
                 "rate": self.rate,
                 "engine_busy": self.engine_busy,
                 "bottleneck": self.bottleneck,
+                "advice": self.advice,
             },
             indent=2,
         )
@@ -177,19 +170,24 @@ class Report:
             + (f" in {self.seconds:.1f} s ({self.rate:.2f} samples/s)" if self.embedded else "")
         ]
         if self.embedded:
-            lines.append(f"{'stage':>10} {'seconds':>9} {'busy':>6} {'ms each':>9} {'GB/s':>7}")
+            lines.append(
+                f"{'stage':>10} {'seconds':>9} {'busy':>6} {'waits':>6} {'ms each':>9} "
+                f"{'each/s':>9} {'speed':>11}"
+            )
             for name, stage in self.stages.items():
                 each = stage.seconds / stage.items * 1e3 if stage.items else 0.0
-                speed = f"{stage.bytes / stage.seconds / 1e9:7.2f}" if stage.bytes else ""
+                busy, waits = self._share(name, stage.seconds), self._share(name, stage.waited)
                 lines.append(
-                    f"{name:>10} {stage.seconds:9.2f} {self._busy(name):6.0%} {each:9.2f} {speed}"
+                    f"{name:>10} {stage.seconds:9.2f} {busy:6.0%} {waits:6.0%} {each:9.2f} "
+                    f"{stage.rate:9.1f} {stage.speed:>11}".rstrip()
                 )
             lines.append(
                 f"Engine busy: {self.engine_busy:.1%} of {self.engine_span:.1f} s from the first "
                 f"batch to the last, {self.engine_seconds / self.seconds:.1%} of all "
                 f"{self.seconds:.1f} s."
             )
-            lines.append(f"Slowest stage: {_ADVICE[self.bottleneck]}.")
+            lines.append(f"Slowest stage: {self.bottleneck}: {self.advice}.")
+            lines.append(f"Run with {self.plan}.")
         lines.append(f"Embeddings: {self.output}")
         lines.append(f"Index:      {self.index}")
         if self.failed:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from fastembed.backlog import Backlog
-from fastembed.ring import Aborted
+from fastembed.pipeline.backlog import Backlog
+from fastembed.pipeline.ring import Aborted
 
 
 @dataclass(eq=False)
@@ -22,14 +22,28 @@ def test_samples_come_out_in_order_and_the_end_is_told():
     samples = [Sample(10) for _ in range(5)]
     for sample in samples:
         backlog.put(sample)
-    assert backlog.take(3, 60.0) == samples[:3]  # as many as were asked for: at once
+    assert backlog.take(0.01) == samples
+    backlog.put(samples[0])
     backlog.close()
-    assert backlog.take(3, 60.0) == samples[3:]  # no more will come: at once
-    assert backlog.take(3, 60.0) is None
+    assert backlog.take(60.0) == samples[:1]  # no more will come: at once
+    assert backlog.take(60.0) is None
+
+
+def test_enough_for_a_commit_is_taken_at_once():
+    backlog = Backlog(100)
+    samples = [Sample(30), Sample(30)]
+    for sample in samples:
+        backlog.put(sample)
+    start = time.monotonic()
+    assert backlog.take(60.0) == samples
+    assert time.monotonic() - start < 30
+    assert backlog.held == 60  # taken is not written
+    backlog.written(samples)
+    assert backlog.held == 0
 
 
 def test_nothing_in_time_is_an_empty_group():
-    assert Backlog(1000).take(3, 0.01) == []
+    assert Backlog(1000).take(0.01) == []
 
 
 def test_a_sample_waits_until_those_before_it_are_written():
@@ -43,7 +57,7 @@ def test_a_sample_waits_until_those_before_it_are_written():
     thread = threading.Thread(target=put)
     thread.start()
     start = time.monotonic()
-    taken = backlog.take(5, 60.0)  # another waits for room: no use in waiting for more
+    taken = backlog.take(60.0)  # another waits for room: no use in waiting for more
     assert len(taken) == 1 and time.monotonic() - start < 30
     assert not done.wait(0.3)  # taken is not written
     backlog.written(taken)
@@ -54,7 +68,7 @@ def test_a_sample_waits_until_those_before_it_are_written():
 def test_a_sample_beyond_the_limit_is_let_in_alone():
     backlog = Backlog(100)
     backlog.put(Sample(1000))
-    assert len(backlog.take(1, 0.0)) == 1
+    assert len(backlog.take(0.0)) == 1
 
 
 def test_who_waits_for_room_goes_home_when_the_run_stops():
@@ -63,4 +77,4 @@ def test_who_waits_for_room_goes_home_when_the_run_stops():
     threading.Timer(0.1, backlog.abort).start()
     with pytest.raises(Aborted):
         backlog.put(Sample(80))
-    assert len(backlog.take(5, 0.0)) == 1  # what is finished can still be written
+    assert len(backlog.take(0.0)) == 1  # what is finished can still be written

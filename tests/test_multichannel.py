@@ -230,7 +230,7 @@ def test_the_database_dies_in_the_middle(
     command = ["multichannel", "--db", database.url, "--output-dir", str(tmp_path / "out"), *SMALL]
     with monkeypatch.context() as patch:
         patch.setattr(indexes.Postgres, "commit", dying)
-        patch.setattr("fastembed.pipeline._COMMIT_ROWS", 4)
+        patch.setattr("fastembed.pipeline.run._COMMIT_SECONDS", 0.01)
         assert cli.main(command) == 1
     assert "cannot use table image_embeddings" in capsys.readouterr().err
     rows = index_rows(connection)

@@ -26,9 +26,9 @@ from fastembed import (
     testing,
 )
 from fastembed.pipeline import SampleFailed
+from fastembed.pipeline.clock import Busy
+from fastembed.pipeline.ring import Aborted, Ring
 from fastembed.records import Item
-from fastembed.report import Busy
-from fastembed.ring import Aborted, Ring
 from fastembed.signature import SignatureMismatch
 
 RECIPE = MultiCrop(Percentile(), n_crops=3)
@@ -402,7 +402,7 @@ def test_report_names_the_slowest_stage(plates, tmp_path):
     assert report.stages["read"].bytes == sum(np.load(path)[:5].nbytes for path, _ in plates.rows)
     written = json.loads(report.to_json())
     assert written["embedded"] == 12 and written["stages"]["engine"]["items"] == 36
-    assert "Slowest stage: the model" in str(report)
+    assert "Slowest stage: engine: the model" in str(report)
 
 
 @pytest.mark.parametrize("slow", ["engine", "source"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ import numpy as np
 
 from .. import signature
 from ..ops import label_statistics
+from ..pipeline.interrupts import Interrupts
+from ..runlock import RunLock
 from .images import as_mask, check_same_shape, read_plane
 from .tile_store import FAILURES, TABLE, TileStore, as_item, label_of
 from .tiles import Naming, Tile, find_tiles
@@ -146,6 +149,8 @@ def infer(
 ) -> InferReport:
     """Segments the tiles that are not committed yet and rebuilds ``tile_counts.tsv`` from all.
 
+    SIGINT and SIGTERM end it after the tile in hand; a second one at once.
+
     A tile is done when its record, ``tiles/<name>.json``, is on disk, after its mask. The table
     is made anew from the records whenever a run ends, however it ends: it can be deleted, and
     one run leaves the bytes that any shards leave.
@@ -180,6 +185,7 @@ def infer(
 
     Raises:
         ValueError: no tiles; percentiles out of range, twice, or without `positive`.
+        FolderBusy: another run is segmenting the same tiles into this folder.
         SignatureMismatch: the folder holds results of other settings.
         TileFailed: a tile failed and `strict` was asked for.
         OSError: the disk failed; what was committed stays.
@@ -194,57 +200,61 @@ def infer(
     every = find_tiles(tiles, naming).tiles[:limit]
     if not every:
         raise ValueError(f"tiles: no pairs of channels c0 and c1, or c0 and c2, in {tiles}")
-    store = TileStore(output, keep_masks)
-    if overwrite:
-        store.remove_all()
-    signature.claim(
-        output,
-        {
-            "job": "cellpose infer",
-            "model": model,
-            "segmenter": dict(settings),
-            "percentiles": percentiles,
-            "positive": positive,
-            "zero_dapi": zero_dapi,
-        },
-    )
-    suffix = "" if parts == 1 else f"-{part}-of-{parts}"
-    report = InferReport(
-        total=len(every),
-        table=str(output / TABLE),
-        failures_file=str(output / f"{FAILURES}{suffix}.jsonl"),
-    )
-    Path(report.failures_file).unlink(missing_ok=True)
-    done = store.open()
-    mine = [tile for tile in every if as_item(tile).in_shard(part, parts)]
-    todo = [tile for tile in mine if as_item(tile).name not in done]
-    report.listed, report.already_done = len(mine), len(mine) - len(todo)
+    stopping = threading.Event()
+    with RunLock(output, shard), Interrupts(stopping.set):
+        store = TileStore(output, keep_masks)
+        if overwrite:
+            store.remove_all()
+        signature.claim(
+            output,
+            {
+                "job": "cellpose infer",
+                "model": model,
+                "segmenter": dict(settings),
+                "percentiles": percentiles,
+                "positive": positive,
+                "zero_dapi": zero_dapi,
+            },
+        )
+        suffix = "" if parts == 1 else f"-{part}-of-{parts}"
+        report = InferReport(
+            total=len(every),
+            table=str(output / TABLE),
+            failures_file=str(output / f"{FAILURES}{suffix}.jsonl"),
+        )
+        Path(report.failures_file).unlink(missing_ok=True)
+        done = store.open()
+        mine = [tile for tile in every if as_item(tile).in_shard(part, parts)]
+        todo = [tile for tile in mine if as_item(tile).name not in done]
+        report.listed, report.already_done = len(mine), len(mine) - len(todo)
 
-    start = time.perf_counter()
-    try:
-        for tile, reading in _ahead(_read, todo, _READERS):
-            try:
-                image, marker = reading.result()
-                if zero_dapi:
-                    image[..., 0] = 0
-                labels = as_mask(np.asarray(segment(image)), "the segmenter's mask")
-                check_same_shape(image, labels, tile.key)
-                counts = count_positive(labels, marker, percentiles)
-            except _TILE_ERRORS as error:
-                if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
-                    raise
-                _fail(report, tile, error)
-                if strict:
-                    raise TileFailed(f"{tile.key}: {_reason(error)}") from error
-            else:
-                store.commit(tile, Path(tiles), labels, percentiles, counts)
-                report.embedded += 1
-                report.objects += counts[0]
-            if progress is not None:
-                progress(report, report.listed)
-    finally:
-        report.seconds = time.perf_counter() - start
-        report.committed = store.rebuild(model, positive, [tile.key for tile in every])
+        start = time.perf_counter()
+        try:
+            for tile, reading in _ahead(_read, todo, _READERS):
+                if stopping.is_set():
+                    break
+                try:
+                    image, marker = reading.result()
+                    if zero_dapi:
+                        image[..., 0] = 0
+                    labels = as_mask(np.asarray(segment(image)), "the segmenter's mask")
+                    check_same_shape(image, labels, tile.key)
+                    counts = count_positive(labels, marker, percentiles)
+                except _TILE_ERRORS as error:
+                    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+                        raise
+                    _fail(report, tile, error)
+                    if strict:
+                        raise TileFailed(f"{tile.key}: {_reason(error)}") from error
+                else:
+                    store.commit(tile, Path(tiles), labels, percentiles, counts)
+                    report.embedded += 1
+                    report.objects += counts[0]
+                if progress is not None:
+                    progress(report, report.listed)
+        finally:
+            report.seconds = time.perf_counter() - start
+            report.committed = store.rebuild(model, positive, [tile.key for tile in every])
     return report
 
 

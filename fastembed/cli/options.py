@@ -174,7 +174,7 @@ def add_run(
     parser: argparse.ArgumentParser,
     batch_size: tuple[str, ...] = ("--batch-size",),
     workers: tuple[str, ...] = ("--workers",),
-    default_workers: str = "one per core, at most 8",
+    default_workers: str = "what a probe at the start finds enough",
 ) -> None:
     """What every extraction has: batches, workers, failures, report; two under several names."""
     group = parser.add_argument_group("run")
@@ -184,7 +184,8 @@ def add_run(
         type=positive,
         metavar="N",
         help="crops or images per model call; part of the settings, since bits can depend "
-        "on it; default 16 on a CPU, 128 on a GPU",
+        "on it; default 16 on a CPU, 128 on a GPU, or more where a probe at the start finds that "
+        "faster and the bits the same",
     )
     group.add_argument(
         *workers,
@@ -192,6 +193,12 @@ def add_run(
         type=threads,
         metavar="N",
         help=f"reader threads; default {default_workers}",
+    )
+    group.add_argument(
+        "--slots",
+        type=positive,
+        metavar="N",
+        help="batches in memory, at the engine, ready or being filled; default by the same probe",
     )
     group.add_argument("--strict", action="store_true", help="stop at the first sample that fails")
     group.add_argument(
@@ -208,6 +215,12 @@ def add_run(
         metavar="JSON",
         help="write counts, times, settings and versions there",
     )
+    group.add_argument(
+        "--profile",
+        type=Path,
+        metavar="JSON",
+        help="write what every thread did when, for chrome://tracing or ui.perfetto.dev",
+    )
 
 
 def remove_other_formats(forms: Iterable[tuple]) -> None:
@@ -218,12 +231,14 @@ def remove_other_formats(forms: Iterable[tuple]) -> None:
     """
     from ..indexes import Tsv
     from ..pipeline import remove_outputs
+    from ..runlock import RunLock
 
     for sink, index in forms:
         if index.exists():
-            remove_outputs(sink, index)
-            if isinstance(index, Tsv):
-                index.path.unlink()
+            with RunLock(sink.folder):
+                remove_outputs(sink, index)
+                if isinstance(index, Tsv):
+                    index.path.unlink()
 
 
 def run_extraction(
@@ -242,12 +257,14 @@ def run_extraction(
                 sink,
                 index,
                 workers=arguments.workers,
+                slots=arguments.slots,
                 shard=arguments.shard,
                 limit=arguments.limit,
                 strict=arguments.strict,
                 overwrite=arguments.overwrite,
                 name=name,
                 progress=progress,
+                profile=arguments.profile,
             )
         except SampleFailed as error:
             print(f"fastembed: {error}", file=sys.stderr)

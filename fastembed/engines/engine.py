@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ class Engine:
     An engine is for one thread at a time.
 
     Attributes:
+        resizable: whether `resized` may change the batch size: eager PyTorch, and nobody asked
+            for a size.
         outputs: the shape of one sample's result, by output: {"map": (1024, 14, 14)}.
         dim: D of the first output.
         runtime: "torch", "onnx" or "tensorrt".
@@ -39,6 +42,7 @@ class Engine:
         batch_size: int,
         device: torch.device,
         facts: Mapping[str, Any],
+        resizable: bool = False,
     ) -> None:
         """`run` takes a full batch on `device`, and gives one float32 tensor per output; `facts`
         are the model's own (architecture, weights_id, patch_size, prefix_tokens, ..)."""
@@ -52,6 +56,19 @@ class Engine:
         self.batch_size = batch_size
         self.device = device
         self.facts = dict(facts)
+        self.resizable = resizable
+
+    def resized(self, batch_size: int) -> Engine:
+        """The same model for batches of another size. Its bits may be others: `autotune` looks.
+
+        Raises:
+            ValueError: the engine's batches have one size.
+        """
+        if not self.resizable:
+            raise ValueError(f"batch_size is fixed at {self.batch_size}; got {batch_size}")
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     @property
     def output(self) -> str:

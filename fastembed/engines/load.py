@@ -143,6 +143,7 @@ def load_engine(
     _check_choices(runtime=(runtime, RUNTIMES))
     precision = resolve_precision(precision, device, runtime)
     _check_runtime(runtime, device, compile, cuda_graph, folder, provider)
+    resizable = batch_size is None and runtime == "torch" and not (compile or cuda_graph)
     batch_size = batch_size or _BATCH_SIZES.get(device.type, 16)
     if exported_model is None:
         features, description = _describe(
@@ -173,6 +174,7 @@ def load_engine(
         batch_size=batch_size,
         device=device,
         facts={**description.facts, **({"provider": provider} if provider else {})},
+        resizable=resizable,
     )
     if runtime == "torch":
         _run_on_torch(engine, features, compile, cuda_graph)

@@ -92,8 +92,8 @@ class Ring:
     def take(self) -> Slot | None:
         """The next full batch; None when the readers have closed the ring and all is taken."""
         with self._changed:
-            while not self._ready:
-                if self._closed:
+            while not self._ready or self._aborted:
+                if self._closed and not self._aborted:
                     return None
                 self._wait()
             return self._ready.popleft()
@@ -118,6 +118,15 @@ class Ring:
         with self._changed:
             self._aborted = True
             self._changed.notify_all()
+
+    def interrupt(self) -> None:
+        """As `abort`, for a signal handler: takes no lock, and wakes nobody before their time."""
+        self._aborted = True
+
+    @property
+    def ready(self) -> int:
+        """Batches that are full and wait for the engine."""
+        return len(self._ready)
 
     def _wait(self) -> None:
         if self._aborted:

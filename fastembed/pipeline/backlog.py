@@ -18,12 +18,17 @@ class Backlog:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held = 0
+        self._held = self._fresh = 0  # bytes of samples: not written yet, not taken yet
         self._samples: deque = deque()
         self._waiting = False
         self._closed = False
         self._aborted = False
         self._changed = threading.Condition()
+
+    @property
+    def held(self) -> int:
+        """Bytes of the samples that are not written yet."""
+        return self._held
 
     def put(self, sample) -> None:
         """Adds a sample once there is room for it; for one thread.
@@ -41,24 +46,28 @@ class Backlog:
             if self._aborted:
                 raise Aborted
             self._held += sample.nbytes
+            self._fresh += sample.nbytes
             self._samples.append(sample)
-            self._changed.notify_all()
+            if self._fresh * 2 >= self._limit:
+                self._changed.notify_all()
 
-    def take(self, count: int, seconds: float) -> list | None:
-        """Up to `count` samples of those that come within `seconds`; None at the end.
+    def take(self, seconds: float) -> list | None:
+        """The samples that come within `seconds`; None at the end.
 
-        Sooner where no more can come: another waits for room.
+        Sooner where it is enough for a commit (half the limit), or where no more can come: another
+        waits for room.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
-            while len(self._samples) < count and not (self._closed or self._waiting):
+            while self._fresh * 2 < self._limit and not (self._closed or self._waiting):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(timeout=left)
             if self._closed and not self._samples:
                 return None
-            return [self._samples.popleft() for _ in range(min(count, len(self._samples)))]
+            taken, self._samples, self._fresh = list(self._samples), deque(), 0
+            return taken
 
     def written(self, samples: list) -> None:
         """Their memory is free again."""

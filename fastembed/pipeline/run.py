@@ -18,8 +18,8 @@ again, to the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import itertools
 import json
 import os
 import threading
@@ -33,117 +33,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from . import signature
+from ..engines.engine import Engine
+from ..nouns import Index, Inputs, Recipe, Result, Sink, Source
+from ..npy import PixelBuffer
+from ..records import Item
+from ..report import Report
 from .backlog import Backlog
-from .engines.engine import Engine
-from .nouns import Index, Inputs, Recipe, Result, Sink, Source
-from .npy import PixelBuffer
-from .records import Item
-from .report import Busy, Clock, Report, versions
+from .clock import Busy, Clock
 from .ring import Aborted, Ring, Segment, Slot
+from .trace import Trace
 
-_COMMIT_ROWS = 256
 _COMMIT_SECONDS = 1.0
 _BACKLOG_BYTES = 64 << 20
 _WRITERS = 4
 # What one bad file can raise. Anything else is the machine's or our own fault: it stops the run.
-_SAMPLE_ERRORS = (OSError, ValueError, TypeError)
+SAMPLE_ERRORS = (OSError, ValueError, TypeError)
 _MACHINE_ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class SampleFailed(RuntimeError):
     """A sample failed in a strict run."""
-
-
-def extract(
-    source: Source,
-    recipe: Recipe,
-    engine: Engine,
-    sink: Sink,
-    index: Index,
-    *,
-    workers: int | None = None,
-    shard: tuple[int, int] = (0, 1),
-    limit: int | None = None,
-    strict: bool = False,
-    overwrite: bool = False,
-    name: str = "",
-    progress: Callable[[Report, int], None] | None = None,
-) -> Report:
-    """Embeds every sample of `source` that `index` does not hold yet.
-
-    Args:
-        source: lists and reads samples, such as `sources.TensorCsv`.
-        recipe: such as `recipes.MultiCrop`, for a vector per sample, `recipes.SegmentCrops`, for
-            one per segment, or `recipes.SpatialMaps`, for maps.
-        engine: of `load_engine`.
-        sink: such as `sinks.NpyPerSample`.
-        index: such as `indexes.Tsv` or `indexes.Postgres`.
-        workers: reader threads; by default one per CPU core, at most 8.
-        shard: (i, n): only the samples whose key falls to part i of n. The union of the n
-            runs is byte-identical to one run.
-        limit: only the first rows of the source.
-        strict: stop at the first sample that fails.
-        overwrite: remove what the output folder holds and start afresh.
-        name: of this run, where several with different samples share an output folder; their
-            failures stand in ``failures-<name>.jsonl``.
-        progress: called with (report so far, samples in all) now and then, from one thread.
-
-    Returns:
-        The `Report`. A sample that cannot be read or embedded is no error: it is counted in
-        `report.failed` and stands with its reason in ``failures.jsonl``.
-
-    Raises:
-        SignatureMismatch: the output folder holds embeddings made with other settings.
-        SampleFailed: a sample failed and `strict` was asked for.
-        DatabaseError, OSError: the index or the disk failed; what was committed stays, and
-            the same call goes on from there.
-    """
-    part, parts = shard
-    if not 0 <= part < parts:
-        raise ValueError(f"shard must be i/n with 0 <= i < n; got {part}/{parts}")
-    if overwrite and parts > 1:
-        raise ValueError("overwrite removes the outputs of all shards: run it once without shard")
-    workers = workers or min(8, os.cpu_count() or 1)
-    settings = {
-        "recipe": recipe.settings(),
-        "engine": engine.settings(),
-        "output": {"form": sink.form, "dtype": recipe.dtype},
-    }
-    if sink.holds_parts:
-        settings["selection"] = source.selection()
-    if overwrite:
-        remove_outputs(sink, index)
-    signature.claim(sink.folder, settings)
-    present = sink.open()
-    done = index.open() & present
-
-    suffix = f"-{name}" if name else ""
-    suffix += "" if parts == 1 else f"-{part}-of-{parts}"
-    report = Report(
-        workers=workers,
-        unit=recipe.unit,
-        output=str(sink.folder),
-        index=str(index),
-        failures_file=str(sink.folder / f"failures{suffix}.jsonl"),
-        settings=settings,
-        versions=versions(),
-    )
-    total = source.count() if limit is None else min(limit, source.count())
-    run = _Run(source, recipe, engine, sink, index, report, strict, progress, -(-total // parts))
-    items = itertools.islice(source.items(), limit)
-    run.go(items, done, shard)
-    return report
-
-
-def remove_outputs(sink, index) -> None:
-    """Leaves nothing of what extractions through this sink and index left."""
-    names = index.open() | sink.open()
-    # Rows first: a row without its file would be worse than a file without its row.
-    index.remove(names)
-    for name in names:
-        sink.remove(name)
-    (sink.folder / signature.FILE_NAME).unlink(missing_ok=True)
 
 
 class _Pending:
@@ -174,26 +83,49 @@ class _Flight(NamedTuple):
     end: float | torch.cuda.Event
 
 
-class _Run:
-    def __init__(self, source, recipe, engine, sink, index, report, strict, progress, total):
+class Run:
+    """One extraction, from the list of its samples to the last commit."""
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        engine: Engine,
+        sink: Sink,
+        index: Index,
+        report: Report,
+        *,
+        slots: int | None = None,
+        strict: bool = False,
+        progress: Callable[[Report, int], None] | None = None,
+        total: int = 0,
+        trace: Trace | None = None,
+    ) -> None:
         self.source, self.recipe, self.engine = source, recipe, engine
         self.sink, self.index, self.report = sink, index, report
         self.strict, self.progress, self.total = strict, progress, total
-        self.clock = Clock()
-        self.busy = Busy()
-        contract = engine.contract
-        shape = (engine.batch_size, *contract.shape)
-        # On CUDA a batch is uploaded while another is computed: one more of them is in flight.
-        self.in_flight = 2 if engine.device.type == "cuda" else 1
-        # Beside those at the engine one that is ready and one that is being filled.
-        self.ring = Ring(self.in_flight + 2, shape, contract.dtype, engine.device)
+        self.trace = trace
+        self.clock = Clock(trace)
+        self.busy = Busy(trace)
+        self.in_flight = batches_in_flight(engine)
+        slots = slots or least_slots(engine)
+        shape = (engine.batch_size, *engine.contract.shape)
+        self.ring = Ring(slots, shape, engine.contract.dtype, engine.device)
         self.completed = Backlog(_BACKLOG_BYTES)
         self.error: BaseException | None = None
+        self.stopping = False
         self._lock = threading.Lock()
         self._listing = threading.Lock()
 
+    def stop(self) -> None:
+        """Has the run end after the batches at the engine, with what is complete committed. For
+        signal handlers: takes no lock."""
+        self.stopping = True
+        self.ring.interrupt()
+
     def go(self, items: Iterator[Item], done: set[str], shard: tuple[int, int]) -> None:
         start = time.perf_counter()
+        self.report.stages = self.clock.stages
         failures = Path(self.report.failures_file)
         failures.unlink(missing_ok=True)
         todo = self._todo(items, done, shard)
@@ -202,9 +134,8 @@ class _Run:
         writer.start()
         feeder.start()
         try:
-            self._embed()
-        except Aborted:
-            pass
+            with contextlib.suppress(Aborted):
+                self._embed()
         except BaseException as error:  # an interrupt too: commit what is finished, then leave
             self._stop(error)
         finally:
@@ -212,7 +143,6 @@ class _Run:
             self.completed.close()
             writer.join()
             self.report.seconds = time.perf_counter() - start
-            self.report.stages = self.clock.stages
             self.report.engine_seconds = self.busy.seconds
             self.report.engine_span = self.busy.span
             try:
@@ -255,14 +185,19 @@ class _Run:
 
     def _read(self, todo: Iterator[Item]) -> None:
         buffer = PixelBuffer()
-        while self.error is None:
-            with self._listing, self.clock.measure("list"):
-                item = next(todo, None)
+        while self.error is None and not self.stopping:
+            with self.clock.wait("list", "the list"):
+                self._listing.acquire()
+            try:
+                with self.clock.measure("list"):
+                    item = next(todo, None)
+            finally:
+                self._listing.release()
             if item is None:
                 return
             try:
                 crops = self._prepare(item, buffer)
-            except _SAMPLE_ERRORS as error:
+            except SAMPLE_ERRORS as error:
                 if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
                     raise
                 self._fail(item, error)
@@ -274,7 +209,7 @@ class _Run:
             raise ValueError(item.defect)
         start = time.perf_counter()
         image = self.source.read(item, self.recipe.channels_to_read, buffer)
-        self.clock.add("read", time.perf_counter() - start, 1, image.nbytes)
+        self.clock.add("read", start, 1, image.nbytes)
         with self.clock.measure("quantize", 1, image.nbytes):
             return self.recipe.prepare(image, item.key, self.engine.contract)
 
@@ -285,12 +220,13 @@ class _Run:
             pending.absent = ValueError(f"listed, but not in the file: {absent}")
         start = 0
         while start < len(crops):
-            slot, segment = self.ring.reserve(pending, start, len(crops) - start)
+            with self.clock.wait("gather", "a free batch"):
+                slot, segment = self.ring.reserve(pending, start, len(crops) - start)
             rows = slot.batch[segment.row : segment.row + segment.count]
             with self.clock.measure("gather", 1, rows.nbytes):
                 try:
                     crops.fill(start, rows)
-                except _SAMPLE_ERRORS as error:
+                except SAMPLE_ERRORS as error:
                     pending.error = error
                     rows.zero_()
             self.ring.filled(slot, segment)
@@ -300,12 +236,20 @@ class _Run:
 
     def _embed(self) -> None:
         flying: deque[_Flight] = deque()
-        while (slot := self.ring.take()) is not None:
-            flying.append(self._launch(slot))
-            if len(flying) == self.in_flight:
-                self._land(flying.popleft())
+        with contextlib.suppress(Aborted):  # what is at the engine then lands all the same
+            while (slot := self._next_batch()) is not None:
+                flying.append(self._launch(slot))
+                if len(flying) == self.in_flight:
+                    self._land(flying.popleft())
         while flying:
             self._land(flying.popleft())
+
+    def _next_batch(self) -> Slot | None:
+        if self.trace is not None:
+            self.trace.count("full batches", self.ring.ready)
+            self.trace.count("bytes to write", self.completed.held)
+        with self.clock.wait("engine", "a full batch"):
+            return self.ring.take()
 
     def _launch(self, slot: Slot) -> _Flight:
         stream = slot.stream
@@ -344,18 +288,22 @@ class _Run:
         if pending.error is not None:
             self._fail(pending.item, pending.error)
             return
-        self.completed.put(pending)
+        with self.clock.wait("write", "room at the writer"):
+            self.completed.put(pending)
 
     # Writer thread --------------------------------------------------------------------
 
     def _write(self) -> None:
         with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as pool:
-            while (group := self.completed.take(_COMMIT_ROWS, _COMMIT_SECONDS)) is not None:
+            while (group := self._next_group()) is not None:
                 self._write_group(group, pool)
                 self.completed.written(group)
                 if self.progress is not None:
-                    self.report.stages = self.clock.stages
                     self.progress(self.report, self.total)
+
+    def _next_group(self) -> list[_Pending] | None:
+        with self.clock.wait("pool", "finished samples"):
+            return self.completed.take(_COMMIT_SECONDS)
 
     def _write_group(self, group: list[_Pending], pool: ThreadPoolExecutor) -> None:
         made = [(result, p.absent) for p in group if (result := self._result(p)) is not None]
@@ -406,6 +354,16 @@ class _Run:
             self.error = self.error or error
         self.ring.abort()
         self.completed.abort()
+
+
+def batches_in_flight(engine: Engine) -> int:
+    """How many batches are at the engine: on CUDA one is uploaded while another is computed."""
+    return 2 if engine.device.type == "cuda" else 1
+
+
+def least_slots(engine: Engine) -> int:
+    """Beside the batches at the engine one that is ready and one that is being filled."""
+    return batches_in_flight(engine) + 2
 
 
 def _reason(error: Exception, item: Item) -> str:
