@@ -8,6 +8,8 @@ import os
 import threading
 from pathlib import Path
 
+from .staging import remove_stale_temporaries, temporary_of
+
 FILE_NAME = "fastembed.json"
 
 # Raised whenever a change to the library changes the bits of an output.
@@ -27,7 +29,9 @@ def claim(folder: Path, settings: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"semantics_version": SEMANTICS_VERSION, **settings}
     target = folder / FILE_NAME
-    temporary = folder / f".{FILE_NAME}.{os.getpid()}-{threading.get_ident()}.tmp"
+    remove_stale_temporaries(folder)
+    # With the thread: shards may run as threads of one process.
+    temporary = temporary_of(folder / f"{FILE_NAME}.{threading.get_ident()}")
     temporary.write_text(
         json.dumps({"signature": signature(settings), "settings": settings}, indent=2) + "\n"
     )

@@ -44,7 +44,7 @@ class StagedFiles:
                 remains then.
         """
         path = self.folder / name
-        temporary = _temporary(path)
+        temporary = temporary_of(path)
         try:
             self._begin()
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: disk full and the like; the temporary file is gone then.
     """
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     try:
         _write_new(temporary, content, sync=True)
         os.replace(temporary, path)
@@ -137,7 +137,9 @@ def remove_stale_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what shall get the name `path`, in the same folder; once the
+    process has ended, `remove_stale_temporaries` finds it."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
 
 
@@ -185,9 +187,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _syncfs(descriptor: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    while ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+        if (code := ctypes.get_errno()) != errno.EINTR:  # as Python's own calls go on after it
+            raise OSError(code, os.strerror(code))
 
 
 def _is_alive(process: int) -> bool:

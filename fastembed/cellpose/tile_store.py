@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import signature
 from ..records import Item
-from ..staging import write_bytes_atomically
+from ..staging import remove_stale_temporaries, write_bytes_atomically
 from .images import write_tiff
 from .tables import write_json, write_tsv
 from .tiles import Tile
@@ -35,9 +35,12 @@ class TileStore:
     def open(self) -> set[str]:
         """Makes the folders; names of the tiles that are done."""
         self.records.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder, self.records):
+            remove_stale_temporaries(folder)
         done = {path.stem for path in self._paths()}
         if self.keep_masks:
             self.masks.mkdir(exist_ok=True)
+            remove_stale_temporaries(self.masks)
             done &= {path.stem for path in self.masks.glob("*.tif")}
         return done
 
