@@ -150,8 +150,9 @@ def _flip(folder: Path, new: Path | None) -> None:
         for name in (ARRAY, INDEX):
             (folder / name).unlink(missing_ok=True)
     else:
-        _point(folder / ARRAY, f"{new.name}/{ARRAY}")
+        # The first time there are two links to make: until the array's is there, neither is.
         _point(folder / INDEX, f"{ARRAY}/../{INDEX}")
+        _point(folder / ARRAY, f"{new.name}/{ARRAY}")
     journal.sync(folder)
 
 
