@@ -75,7 +75,9 @@ class InferReport:
     seconds: float = 0.0
     table: str = ""
     failures_file: str = ""
-    duplicates: int = 0  # none: tiles have unique keys; progress bars ask for it
+    # What progress bars ask for: tiles have unique keys, and nothing about a run is chosen.
+    duplicates: int = 0
+    plan: str = f"{_READERS} readers, one tile after the other"
 
     def __str__(self) -> str:
         rate = f" ({self.embedded / self.seconds:.2f} tiles/s)" if self.embedded else ""
