@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test bench memory lint clean
+.PHONY: demo test torture bench memory lint clean
 
 # Everything that is installed, once: torch first, since the native kernels build against it.
 $(VENV)/installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
@@ -18,6 +18,11 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# Ten minutes of kills and faults at random moments; FASTEMBED_TORTURE_SECONDS and _SEED choose.
+torture: $(VENV)/installed
+	$(BIN)/python -m pytest tests/faults --quiet
+	$(BIN)/python tests/faults/torture.py
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=median --quiet

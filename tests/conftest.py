@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -147,3 +148,18 @@ def read_outputs(folder: Path) -> dict[str, bytes]:
         for path in folder.iterdir()
         if path.suffix in (".npy", ".tsv") and not path.name.startswith(".")
     }
+
+
+@pytest.fixture(scope="session")
+def fault_server(tmp_path_factory):
+    """Runs commands in forked children under the faults of tests/faults/faults.c."""
+    import shim  # of tests/faults, whose tests alone ask for it
+
+    if sys.platform != "linux" or shim.compiler() is None:
+        pytest.skip("the fault library needs Linux and a C compiler")
+    for package in ("psycopg2", "pyarrow", "tensorstore", "tifffile", "cellpose", "scipy"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    folder = tmp_path_factory.mktemp("faults")
+    server = shim.Server(shim.build_shim(folder), folder)
+    yield server
+    server.close()
