@@ -158,7 +158,7 @@ def test_what_a_scheduler_lacks_is_refused(folder, monkeypatch):
     for scheduler, option in [("slurm", "--array=1"), ("lsf", "-J")]:
         with pytest.raises(ValueError, match="is set by the submission itself"):
             cluster.submit(tasks, Resources(options=(option,)), scheduler)
-    with pytest.raises(ValueError, match="scheduler must be one of slurm, lsf, local; got 'pbs'"):
+    with pytest.raises(ValueError, match="must be one of slurm, lsf, local or an Elastic; got 'pbs'"):
         cluster.submit(tasks, Resources(), "pbs")
     percent = TaskArray("a", ["true"], [1], folder / "100%J")
     with pytest.raises(ValueError, match="slurm would replace the %"):
@@ -190,10 +190,10 @@ def test_local_statuses_limit_gpus_and_environment(folder, monkeypatch):
     resources = Resources(processors=3, gpus=2, memory_gb=0.01)
     submission = cluster.submit(
         tasks, dataclasses.replace(resources, running_limit=4), "local",
-        progress=lambda *state: seen.append(state),
+        progress=seen.append,
     )  # fmt: skip
     assert submission.failed == {2: 3, 30: 3}
-    assert seen[-1] == (5, 5, 2)
+    assert seen[-1] == cluster.Standing(total=5, done=5, failed=2, running=0)
     said = [json.loads(tasks.log(i, "out").read_text()) for i in tasks.indices]
     assert {devices for _, _, devices, _ in said} == {"4,5", "6,7"}  # two at a time: 5 GPUs
     assert {threads for *_, threads in said} == {"3"}
