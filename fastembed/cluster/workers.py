@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -186,6 +187,22 @@ def _distributed():
     return distributed
 
 
+def _dask_jobqueue():
+    """dask-jobqueue, without the handlers for Ctrl-C and SIGTERM that it sets on import."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise ImportError(
+            "workers as jobs need the extra: pip install 'fastembed-vision[cluster]'"
+        ) from error
+    finally:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+    return dask_jobqueue
+
+
 def _client(address: str):
     distributed = _distributed()
     if address.endswith(".json"):
@@ -220,14 +237,11 @@ def _written(security, folder: Path):
         for role in ("client", "scheduler", "worker")
         for what in ("cert", "key")
     }
-    return _distributed().Security(
-        require_encryption=True, tls_ca_file=str(folder / "ca"), **files
-    )
+    return _distributed().Security(require_encryption=True, tls_ca_file=str(folder / "ca"), **files)
 
 
 def _job_cluster(elastic, tasks, resources, stem, security, folder: Path, connection: Connection):
-    import dask_jobqueue
-
+    dask_jobqueue = _dask_jobqueue()
     kind, options = _job(elastic, tasks, resources, stem, folder, connection)
     cluster = {"slurm": dask_jobqueue.SLURMCluster, "lsf": dask_jobqueue.LSFCluster}
     configured = _configured(elastic.place, "scheduler-options", {})
@@ -247,8 +261,7 @@ def _job(elastic, tasks, resources, stem, folder: Path, connection: Connection):
     nothing. Of its own directives none is left. What a site has in jobqueue.yaml beside them
     (network interface, prologue, local folder, ..) stays.
     """
-    import dask_jobqueue
-
+    dask_jobqueue = _dask_jobqueue()
     place = elastic.place
     base = {"slurm": dask_jobqueue.slurm.SLURMJob, "lsf": dask_jobqueue.lsf.LSFJob}[place]
     line = SCHEDULERS[place].worker_command(tasks, resources, stem)
