@@ -321,19 +321,6 @@ def test_last_error(tmp_path, text, expected):
 # LSF, as IBM documents it: see fake_lsf.py
 
 
-@pytest.fixture
-def lsf(tmp_path, monkeypatch):
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    text = Path(__file__).with_name("fake_lsf.py").read_text()
-    for name in ("bsub", "bjobs", "bparams"):
-        (programs / name).write_text(f"#!{sys.executable} -S\n{text}")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_LSF", str(tmp_path / "lsf.json"))
-    return lambda: json.loads((tmp_path / "lsf.json").read_text())["jobs"]
-
-
 def test_everything_that_was_asked_for_reaches_lsf(folder, lsf):
     tasks = array(folder, "print(os.environ['OMP_NUM_THREADS'], *sys.argv[2:])", [3, 7], *NASTY[:2])
     resources = Resources(

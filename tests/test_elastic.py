@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import tree
 from slurm_cluster import wait_for
 
 from fastembed import cli, cluster
@@ -287,7 +288,7 @@ def test_workers_killed_at_random_leave_the_bytes_of_one_run(plates, tmp_path, c
     died = sum(text.read_text().count("worker attempt") for text in logs.rglob("*_dask_*.log")) - 3
     assert 1 <= died <= kills
     assert cli.main([*command, str(tmp_path / "one")]) == 0
-    assert contents(out) == contents(tmp_path / "one")
+    assert tree(out) == tree(tmp_path / "one")
     assert cli.main(["submit", "--missing", *submit[1:]]) == 0
     assert "0 of 3 shards to submit again" in capsys.readouterr().err
 
@@ -320,10 +321,48 @@ def below(pid: int) -> list[str]:
     return found
 
 
-def contents(folder: Path) -> dict[str, bytes | str]:
-    """Vectors and index, by name."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if (path.is_symlink() or path.is_file()) and not path.name.endswith(".lock")
-    }
+def test_workers_of_lsf(folder, lsf):
+    """What is documented of bsub, bkill and scripts by standard input: see fake_lsf.py."""
+    tasks = array(folder, "print(os.environ['OMP_NUM_THREADS'], worker)", [3, 7])
+    resources = Resources(
+        processors=16, memory_gb=64, walltime="2:00", queue="gpu_short", gpus="num=1:gmem=24G",
+        project="cellmap", options=("-sp", "50"),
+    )  # fmt: skip
+    assert cluster.submit(tasks, resources, Elastic("lsf", workers=1)).failed == {}
+    said = [tasks.log(index, "out").read_text().split() for index in (3, 7)]
+    assert said[0] == said[1] and said[0][0] == "16"  # one worker, one after the other
+    (job,) = lsf().values()
+    assert job["options"] == {
+        "-J": ["probe-worker"], "-n": ["16"], "-R": ["span[hosts=1]", "rusage[mem=65536MB/job]"],
+        "-M": ["65536MB"], "-W": ["2:00"], "-q": ["gpu_short"], "-gpu": ["num=1:gmem=24G"],
+        "-P": ["cellmap"], "-sp": ["50"],
+        "-oo": [f"{tasks.logs}/scheduler/probe_001_worker_%J.log"],
+    }  # fmt: skip
+    assert "#BSUB" not in job["command"]  # all of it is on the line
+    assert "--lifetime 7110s" in job["command"] and "--nthreads 1" in job["command"]
+    wait_for(lambda: not Path(f"/proc/{job['process']}").exists(), "the job's end")
+
+
+def test_a_refusal_of_lsf_ends_the_run(folder, lsf):
+    tasks = array(folder, "pass", [1])
+    with pytest.raises(OSError, match=r"bsub failed with status 255, saying: bsub: -gpu: bad"):
+        cluster.submit(tasks, Resources(gpus="a100:2"), Elastic("lsf", workers=2))
+
+
+def test_what_a_site_says_stays(folder):
+    """Of jobqueue.yaml: what comes before the worker, and how it is reached."""
+    import dask
+
+    tasks = array(folder, "pass", [1])
+    site = {"jobqueue.slurm.job-script-prologue": ["module load x"],
+            "jobqueue.slurm.interface": "lo", "jobqueue.slurm.queue": "not this"}  # fmt: skip
+    before = signal.getsignal(signal.SIGINT)
+    with dask.config.set(site):
+        planned = cluster.submit(tasks, Resources(), Elastic("slurm", workers=1), dry_run=True)
+    assert "module load x\nexport DASK_DISTRIBUTED__COMM__TLS__" in planned.worker
+    assert "--interface lo" in planned.worker and "not this" not in planned.worker
+    assert planned.commands[0][:2] == ("sbatch", "--parsable")
+    checked = subprocess.run(["bash", "-n"], input=planned.worker, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+    assert signal.getsignal(signal.SIGINT) is before  # dask-jobqueue 0.9.0 sets its own
+    assert list(folder.iterdir()) == []

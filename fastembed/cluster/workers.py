@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shlex
 import shutil
@@ -261,6 +262,8 @@ def _job(elastic, tasks, resources, stem, folder: Path, connection: Connection):
     nothing. Of its own directives none is left. What a site has in jobqueue.yaml beside them
     (network interface, prologue, local folder, ..) stays.
     """
+    from distributed.core import Status
+
     dask_jobqueue = _dask_jobqueue()
     place = elastic.place
     base = {"slurm": dask_jobqueue.slurm.SLURMJob, "lsf": dask_jobqueue.lsf.LSFJob}[place]
@@ -271,12 +274,20 @@ def _job(elastic, tasks, resources, stem, folder: Path, connection: Connection):
             # The certificate's path comes by the environment: here it would not be quoted.
             super().__init__(*args, **options)
 
-        async def _submit_job(self, script_filename: str) -> str:
+        async def start(self) -> None:
             try:
-                return submit_job(line, Path(script_filename).read_text())
+                await super().start()
             except OSError as error:
+                # Raised here it would end in a log: whoever waits for the tasks raises it.
                 connection.problems.append(error)
-                raise
+                self.status = Status.running
+
+        async def close(self) -> None:
+            await super().close()
+            self.status = Status.closed
+
+        async def _submit_job(self, script_filename: str) -> str:
+            return await asyncio.to_thread(submit_job, line, Path(script_filename).read_text())
 
     arguments = ["--nthreads", "1", "--memory-limit", "0", "--no-dashboard"]
     if resources.seconds:
