@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 import tempfile
@@ -163,3 +164,26 @@ def fault_server(tmp_path_factory):
     server = shim.Server(shim.build_shim(folder), folder)
     yield server
     server.close()
+
+
+def tree(folder: Path) -> dict[str, bytes | str]:
+    """All that is in a folder but locks: content, or target of a link."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if (path.is_symlink() or path.is_file()) and not path.name.endswith(".lock")
+    }
+
+
+@pytest.fixture
+def lsf(tmp_path, monkeypatch):
+    """The programs of fake_lsf.py on the PATH; gives what its jobs asked for."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    text = Path(__file__).with_name("fake_lsf.py").read_text()
+    for name in ("bsub", "bjobs", "bkill", "bparams"):
+        (programs / name).write_text(f"#!{sys.executable} -S\n{text}")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_LSF", str(tmp_path / "lsf.json"))
+    return lambda: json.loads((tmp_path / "lsf.json").read_text())["jobs"]

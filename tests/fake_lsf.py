@@ -1,6 +1,7 @@
-"""Stands in for bsub, bjobs and bparams: takes what IBM documents, refuses the rest, runs arrays.
+"""Stands in for bsub, bjobs, bkill and bparams: takes what IBM documents, refuses the rest.
 
-Installed as three programs. Read from the command reference of IBM Spectrum LSF 10.1,
+Runs arrays, each task to its end, and single jobs beside us. Installed as four programs.
+Read from the command reference of IBM Spectrum LSF 10.1,
 https://www.ibm.com/docs/en/spectrum-lsf/10.1.0?topic=bsub-options and the pages below it:
 
 - bsub -J: "job_name[index_list]%job_slot_limit"; index start-end[:step], positive; the largest
@@ -12,6 +13,8 @@ https://www.ibm.com/docs/en/spectrum-lsf/10.1.0?topic=bsub-options and the pages
 - bsub -oo: overwrites the file; %J is the job, %I the index. Without -e, errors go there too
 - bsub -gpu: num=..:mode=..:gmem=.. ; -q queue; -P project; -sp priority
 - bsub -w: the job must be known; numended(ID, number | *) for arrays
+- bsub < script: the job's script comes by standard input where no command is given
+- bkill job: ends all processes of a job; by default SIGINT, SIGTERM, then SIGKILL
 - command: "anything that is provided to a UNIX Bourne shell", its words joined
 - Job Arrays: LSB_JOBID and LSB_JOBINDEX in the environment of each element
 - bjobs -noheader -o "jobid jobindex": pending and running jobs of the caller; none is
@@ -22,9 +25,11 @@ State (known jobs, what was asked) is a JSON file in FAKE_LSF. FAKE_LSF_HOLD kee
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +37,7 @@ from pathlib import Path
 UNIT = r"(?:[KMGTPEZ]B?)"
 GPU = rf"mode=(?:shared|exclusive_process)|gmem=\d+{UNIT}?|j_exclusive=(?:yes|no)"
 OPTIONS = {
-    "-J": r"([A-Za-z0-9._-]+)\[(\d+-\d+(?::\d+)?|\d+)\](?:%([1-9]\d*))?",
+    "-J": r"([A-Za-z0-9._-]+)(?:\[(\d+-\d+(?::\d+)?|\d+)\](?:%([1-9]\d*))?)?",
     "-M": rf"[1-9]\d*{UNIT}?!?",
     "-W": r"(?:\d+:)?\d+",
     "-n": r"[1-9]\d*(?:,[1-9]\d*)?",
@@ -54,6 +59,14 @@ def main() -> int:
     largest = int(os.environ.get("FAKE_LSF_ARRAY", "1000"))
     if program == "bparams":
         print(f"Parameters:\n    MAX_JOB_ARRAY_SIZE = {largest}\n    MAX_JOBID = 999999")
+        return 0
+    if program == "bkill":
+        (job,) = arguments
+        if job not in state["jobs"]:
+            return complain(f"Job <{job}>: No matching job found")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(state["jobs"][job]["process"], signal.SIGTERM)
+        print(f"Job <{job}> is being terminated")
         return 0
     if program == "bjobs":
         if arguments != ["-noheader", "-o", "jobid jobindex"]:
@@ -79,7 +92,7 @@ def bsub(arguments: list[str], state: dict, largest: int, path: Path) -> int:
             return complain(f"bsub: {name}: given twice")
         options.setdefault(name, []).append(value)
     if not arguments:
-        return complain("bsub: no command")
+        return single(options, sys.stdin.read(), state, path)
     indices = re.fullmatch(OPTIONS["-J"], options["-J"][0])[2]
     first, _, last = indices.partition("-")
     if int(first) < 1 or int(last or first) > largest:
@@ -103,6 +116,32 @@ def bsub(arguments: list[str], state: dict, largest: int, path: Path) -> int:
             )
             if done.returncode == 137:
                 stream.write("TERM_MEMLIMIT: job killed after reaching LSF memory usage limit.\n")
+    print(f"Job <{job}> is submitted to default queue <normal>.")
+    return 0
+
+
+def single(options: dict[str, list[str]], script: str, state: dict, path: Path) -> int:
+    """A job of its own, that goes on when we end."""
+    if not script.startswith("#!"):
+        return complain("bsub: no command")
+    job = str(101 + len(state["jobs"]))
+    file = path.with_name(f"job_{job}.sh")
+    file.write_text(script)
+    file.chmod(0o700)
+    with Path(options["-oo"][0].replace("%J", job)).open("w") as stream:
+        process = subprocess.Popen(
+            [str(file)],
+            env=os.environ | {"LSB_JOBID": job},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            start_new_session=True,
+        )
+    state["jobs"][job] = {
+        "options": options, "command": script, "held": [], "process": process.pid,
+    }  # fmt: skip
+    path.write_text(json.dumps(state))
     print(f"Job <{job}> is submitted to default queue <normal>.")
     return 0
 

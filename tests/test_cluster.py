@@ -158,7 +158,7 @@ def test_what_a_scheduler_lacks_is_refused(folder, monkeypatch):
     for scheduler, option in [("slurm", "--array=1"), ("lsf", "-J")]:
         with pytest.raises(ValueError, match="is set by the submission itself"):
             cluster.submit(tasks, Resources(options=(option,)), scheduler)
-    with pytest.raises(ValueError, match="scheduler must be one of slurm, lsf, local; got 'pbs'"):
+    with pytest.raises(ValueError, match="slurm, lsf, local or an Elastic; got 'pbs'"):
         cluster.submit(tasks, Resources(), "pbs")
     percent = TaskArray("a", ["true"], [1], folder / "100%J")
     with pytest.raises(ValueError, match="slurm would replace the %"):
@@ -190,10 +190,10 @@ def test_local_statuses_limit_gpus_and_environment(folder, monkeypatch):
     resources = Resources(processors=3, gpus=2, memory_gb=0.01)
     submission = cluster.submit(
         tasks, dataclasses.replace(resources, running_limit=4), "local",
-        progress=lambda *state: seen.append(state),
+        progress=seen.append,
     )  # fmt: skip
     assert submission.failed == {2: 3, 30: 3}
-    assert seen[-1] == (5, 5, 2)
+    assert seen[-1] == cluster.Standing(total=5, done=5, failed=2, running=0)
     said = [json.loads(tasks.log(i, "out").read_text()) for i in tasks.indices]
     assert {devices for _, _, devices, _ in said} == {"4,5", "6,7"}  # two at a time: 5 GPUs
     assert {threads for *_, threads in said} == {"3"}
@@ -319,19 +319,6 @@ def test_last_error(tmp_path, text, expected):
 
 
 # LSF, as IBM documents it: see fake_lsf.py
-
-
-@pytest.fixture
-def lsf(tmp_path, monkeypatch):
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    text = Path(__file__).with_name("fake_lsf.py").read_text()
-    for name in ("bsub", "bjobs", "bparams"):
-        (programs / name).write_text(f"#!{sys.executable} -S\n{text}")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_LSF", str(tmp_path / "lsf.json"))
-    return lambda: json.loads((tmp_path / "lsf.json").read_text())["jobs"]
 
 
 def test_everything_that_was_asked_for_reaches_lsf(folder, lsf):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import read_outputs
+from conftest import read_outputs, tree
 from slurm_cluster import MAX_ARRAY_SIZE, SlurmCluster, wait_for, why_not
 
 from fastembed import cli, cluster
-from fastembed.cluster import INDEX, Resources, TaskArray
+from fastembed.cluster import INDEX, Elastic, Resources, TaskArray
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"no Slurm here: {why_not()}")
 
@@ -165,6 +167,87 @@ def test_shards_of_a_command_leave_the_bytes_of_one_run(slurm, plates, tmp_path,
     }, errors
     assert cli.main([*submit, "--missing", "--", *command, str(many)]) == 0
     assert "0 of 2 shards to submit again" in capsys.readouterr().err
+
+
+# Workers of Dask as jobs
+
+
+def test_workers_are_jobs_with_what_was_asked_for(slurm, folder):
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    names = ["SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
+    program = (
+        f"print(*map(os.environ.get, {names}), flush=True); "
+        "job = os.environ['SLURM_JOB_ID']; "
+        "print(os.popen(f'scontrol show job {job}').read())"
+    )
+    tasks = array(folder, program, [4, 8])
+    resources = Resources(
+        processors=2, memory_gb=1.5, walltime="2:00", queue="gpu", gpus=1,
+        options=("--comment=it's seen",),
+    )  # fmt: skip
+    assert cluster.submit(tasks, resources, Elastic("slurm", workers=1)).failed == {}
+    said, shown = tasks.log(8, "out").read_text().split("\n", 1)
+    assert said == "2 1536 2 None"
+    expected = [
+        "TimeLimit=02:00:00", "NumCPUs=2", "CPUs/Task=2", "MinMemoryNode=1.50G", "Partition=gpu",
+        "TresPerNode=gres:gpu:1", "JobName=probe-worker", "Comment=it's seen", "NumNodes=1",
+    ]  # fmt: skip
+    assert [part for part in expected if f"{part} " not in shown and f"{part}\n" not in shown] == []
+    assert not slurm.ask("squeue", "-h", "--states=pending,running").strip()
+    assert not list((folder / "logs").rglob("tls_*"))  # the certificate of the run
+
+
+def test_a_refused_worker_ends_the_run(slurm, folder):
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    tasks = array(folder, "pass", [0])
+    with pytest.raises(OSError, match=r"sbatch failed .* invalid partition specified: nowhere"):
+        cluster.submit(tasks, Resources(queue="nowhere"), Elastic("slurm", workers=2))
+    assert cluster.missing(tasks) == (0,)
+
+
+@pytest.mark.parametrize("form", ["npy", "zarr"])
+def test_cancelled_workers_leave_the_bytes_of_one_run(slurm, plates, tmp_path, monkeypatch, form):
+    """FASTEMBED_SLURM_CANCELS=20 for the long form."""
+    dask = pytest.importorskip("dask", reason="dask is not installed")
+    cancels = int(os.environ.get("FASTEMBED_SLURM_CANCELS", 1))
+    monkeypatch.setitem(dask.config.config["distributed"]["deploy"], "lost-worker-timeout", "1s")
+    plates.fill(30)
+    command = [
+        "multichannel", "--manifest", str(plates.manifest), "--model", "timm:test_vit.r160_in1k",
+        "--weights", "random", "--img-size", "160", "--precision", "fp32", "--format", form,
+        "--output-dir",
+    ]  # fmt: skip
+    out, logs = tmp_path / "in shards", tmp_path / "logs"
+    submit = [
+        "submit", "--cluster", "slurm", "--workers", "2", "--retries", "20", "--shards", "3",
+        "--num-processors", "1", "--memory-gb", "1.9", "--logs", str(logs), "--", *command,
+        str(out),
+    ]  # fmt: skip
+    cancelled = []
+
+    def cancel():
+        chosen = random.Random(11)
+        while len(cancelled) < cancels and not ended.wait(chosen.uniform(0.5, 3)):
+            # Those whose worker has a shard, whose status names it as running.
+            busy = [p for p in logs.glob("*.status") if "status=running" in p.read_text()]
+            jobs = slurm.ask("squeue", "-h", "--states=running", "--format=%A").split()
+            if busy and jobs:
+                cancelled.append(chosen.choice(jobs))
+                slurm.ask("scancel", cancelled[-1])
+
+    ended = threading.Event()
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        assert cli.main(submit) == 0
+    finally:
+        ended.set()
+        thread.join()
+    assert len(cancelled) == cancels
+    starts = [p.read_text().count("worker attempt") for p in logs.rglob("*_dask_*.log")]
+    assert 1 <= sum(starts) - 3 <= cancels
+    assert cli.main([*command, str(tmp_path / "one")]) == 0
+    assert tree(out) == tree(tmp_path / "one")
 
 
 def test_volumes_of_which_two_are_killed_end_complete_and_verified(slurm, tmp_path):

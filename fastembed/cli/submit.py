@@ -1,51 +1,32 @@
-"""``fastembed submit``: any sharded command as an array of tasks on Slurm, LSF or here.
-
-Also what other commands need to submit theirs: `add_scheduler`, `run_submission`.
-"""
+"""``fastembed submit``: any sharded command as tasks on Slurm, LSF, a Dask cluster or here."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
-import shlex
 import sys
-import time
-from collections.abc import Collection
 from pathlib import Path
 
-from tqdm import tqdm
-
-from ..cluster import (
-    INDEX,
-    Resources,
-    TaskArray,
-    active,
-    format_indices,
-    missing,
-    parse_indices,
-    submit,
-)
-from ..cluster.local import gpus_here
-from ..cluster.submission import NAMES
+from ..cluster import INDEX, TaskArray, active, missing, parse_indices
 from ..database import DBConfig
-from .options import EXIT_FAILURES, Formatter, UsageError, positive, wants_embedded
+from .options import Formatter, UsageError, positive, wants_embedded
+from .scheduling import add_scheduler, place, run_submission, show_failures
 
 OUTPUT_OPTIONS = ("output_dir", "cache_dir", "output")
-SHOWN_FAILURES = 10
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "submit",
-        help="a command as an array of shards on Slurm, LSF or here",
+        help="a command in shards on Slurm, LSF, a Dask cluster or here",
         formatter_class=Formatter,
         usage="fastembed submit [options] --shards N -- COMMAND ...",
         description=(
             "Runs a command of fastembed as N tasks, each with its --shard I/N: as a job array\n"
-            "of Slurm or LSF, or as processes of this machine. Together they leave the bytes of\n"
-            "one run. Everything that a task leaves is in the folder of the logs: its output\n"
-            "(.out, .err), its exit status (.status), what the scheduler said (scheduler/)."
+            "of Slurm or LSF, on workers of Dask (--cluster), or as processes of this machine.\n"
+            "Together they leave the bytes of one run. Everything that a task leaves is in the\n"
+            "folder of the logs: its output (.out, .err), its exit status (.status), what the\n"
+            "scheduler said (scheduler/)."
         ),
         epilog=(
             "examples:\n"
@@ -55,13 +36,21 @@ def add(commands) -> None:
             "  fastembed submit --scheduler lsf --shards 100 --gpus num=1:gmem=24G \\\n"
             "      --project cellmap -- panoptic --data_path coco --cache_dir out\n"
             "  fastembed submit --scheduler local --shards 8 --running-limit 2 -- panoptic ...\n"
+            "  fastembed submit --cluster slurm --workers 16 --gpu --shards 256 -- \\\n"
+            "      multichannel ...         # 16 jobs that take the 256 shards one after another\n"
+            "  fastembed submit --cluster dask://scheduler:8786 --shards 256 -- maps ...\n"
             "\n"
             "After it ended, the same line with --missing submits the shards that did not finish:\n"
             "those that left no exit status 0 for this very command, and that no scheduler still\n"
-            "has queued or running. A shard goes on from where it stopped.\n"
+            "has queued or running. A shard goes on from where it stopped. The line may name\n"
+            "another --scheduler or --cluster than before.\n"
             "\n"
-            "exit status: 0 submitted, or with local all done; 1 the scheduler refused;\n"
-            "2 wrong options; 3 tasks of local failed"
+            "With --cluster a shard whose worker died starts again by itself; Ctrl-C ends shards\n"
+            "and workers. What a site has in Dask's jobqueue.yaml (network interface, prologue,\n"
+            "local folder) holds for the workers of slurm and lsf.\n"
+            "\n"
+            "exit status: 0 submitted, or with local and --cluster all done; 1 the scheduler\n"
+            "refused; 2 wrong options; 3 tasks of local or --cluster failed"
         ),
     )
     parser.set_defaults(run=run)
@@ -94,116 +83,6 @@ def indices(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_scheduler(
-    parser: argparse.ArgumentParser,
-    *,
-    processors: int = 8,
-    memory_gb: float = 32,
-    walltime: str | None = None,
-    gpu: bool = False,
-) -> None:
-    """The options of every command that submits; the defaults are those of Slurm and LSF."""
-    group = parser.add_argument_group(
-        "scheduler", "What each task may use. All of it is passed on; local heeds it too."
-    )
-    group.add_argument("--scheduler", choices=NAMES, default="slurm", help="default slurm")
-    group.add_argument(
-        "--num-processors",
-        type=positive,
-        metavar="N",
-        help=f"cores per task; default {processors}, for local at most what is here",
-    )
-    group.add_argument(
-        "--memory-gb",
-        type=float,
-        metavar="GIB",
-        help=f"memory per task, not per core; default {memory_gb:g}, for local none",
-    )
-    group.add_argument(
-        "--walltime",
-        metavar="TIME",
-        help="time limit per task: minutes, H:MM, H:MM:SS or D-HH:MM:SS; 2:00 is two hours; "
-        + (f"default {walltime}, for local none" if walltime else "default the queue's"),
-    )
-    group.add_argument("--queue", metavar="NAME", help="LSF queue, Slurm partition")
-    group.add_argument("--project", metavar="NAME", help="LSF project, Slurm account")
-    group.add_argument(
-        "--gpu",
-        action=argparse.BooleanOptionalAction,
-        help=f"one GPU per task, or none; default {'--gpu' if gpu else '--no-gpu'}"
-        + (", for local what is here" if gpu else ""),
-    )
-    group.add_argument(
-        "--gpus",
-        metavar="N|REQUEST",
-        help="GPUs per task, or in the scheduler's words: a100:2 (Slurm), num=1:gmem=24G (LSF)",
-    )
-    group.add_argument(
-        "--running-limit",
-        type=positive,
-        metavar="N",
-        help="tasks that may run at a time; default the scheduler's, for local as many as cores, "
-        "memory and GPUs suffice for",
-    )
-    group.add_argument(
-        "--scheduler-option",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="passed on to sbatch or bsub as it is; repeatable; --scheduler-option=--qos=high, "
-        "--scheduler-option='-sp 50'",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the script and the lines that would submit it; write and run nothing",
-    )
-    parser.set_defaults(
-        scheduler_defaults={
-            "processors": processors,
-            "memory_gb": memory_gb,
-            "walltime": walltime,
-            "gpu": gpu,
-        }
-    )
-
-
-def resources_of(arguments: argparse.Namespace) -> Resources:
-    """What the options of `add_scheduler` ask for.
-
-    Raises:
-        UsageError: what no scheduler could mean.
-    """
-    defaults = dict(arguments.scheduler_defaults)
-    if arguments.scheduler == "local":  # a cluster's memory and time limits are not this machine's
-        defaults["processors"] = min(defaults["processors"], len(os.sched_getaffinity(0)))
-        defaults["memory_gb"] = defaults["walltime"] = None
-        defaults["gpu"] = defaults["gpu"] and bool(gpus_here())
-    if arguments.gpus is not None and arguments.gpu is False:
-        raise UsageError("--no-gpu and --gpus contradict each other")
-    gpu = defaults["gpu"] if arguments.gpu is None else arguments.gpu
-    gpus = int(gpu) if arguments.gpus is None else arguments.gpus
-
-    def given(value, name: str):
-        return defaults[name] if value is None else value
-
-    try:
-        return Resources(
-            processors=given(arguments.num_processors, "processors"),
-            memory_gb=given(arguments.memory_gb, "memory_gb"),
-            walltime=given(arguments.walltime, "walltime"),
-            queue=arguments.queue,
-            gpus=int(gpus) if str(gpus).isdigit() else gpus,
-            project=arguments.project,
-            running_limit=arguments.running_limit,
-            options=tuple(
-                part for option in arguments.scheduler_option for part in shlex.split(option)
-            ),
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
 def run(arguments: argparse.Namespace) -> int:
     command = arguments.command[arguments.command[:1] == ["--"] :]
     logs = _check(command, arguments)
@@ -233,42 +112,6 @@ def run(arguments: argparse.Namespace) -> int:
     return run_submission(tasks, arguments)
 
 
-def run_submission(tasks: TaskArray, arguments: argparse.Namespace) -> int:
-    """Submits as the options of `add_scheduler` say, tells what happened, gives the exit status."""
-    resources, scheduler = resources_of(arguments), arguments.scheduler
-    if arguments.dry_run:
-        planned = submit(tasks, resources, scheduler, dry_run=True)
-        print(f"# {planned.script}\n{planned.text}\n# then")
-        for command in planned.commands:
-            print(shlex.join(command))
-        return 0
-    with _Progress() as progress:
-        submission = submit(tasks, resources, scheduler, progress=progress)
-    print(f"script: {submission.script}\nlogs:   {tasks.log(tasks.indices[0], 'out')} ..")
-    if scheduler == "local":
-        failed = submission.failed
-        print(f"{len(tasks.indices) - len(failed)} of {len(tasks.indices)} tasks done")
-        if failed:
-            print(f"failed: {format_indices(failed)}", file=sys.stderr)
-            show_failures(tasks, failed)
-        return EXIT_FAILURES if failed else 0
-    jobs = " ".join(submission.jobs)
-    show, cancel = {"slurm": ("squeue --jobs", "scancel"), "lsf": ("bjobs", "bkill")}[scheduler]
-    listed = jobs.replace(" ", ",") if scheduler == "slurm" else jobs
-    print(f"{len(tasks.indices)} tasks submitted as {scheduler} job {jobs}")
-    print(f"to see them: {show} {listed}; to stop them: {cancel} {jobs}")
-    return 0
-
-
-def show_failures(tasks: TaskArray, indices: Collection[int]) -> None:
-    """A line for each of the first few tasks that started and did not finish."""
-    started = [index for index in indices if tasks.status(index) is not None]
-    for index in started[:SHOWN_FAILURES]:
-        print(f"  {index}: {tasks.failure(index)}", file=sys.stderr)
-    if len(started) > SHOWN_FAILURES:
-        print(f"  and {len(started) - SHOWN_FAILURES} more", file=sys.stderr)
-
-
 def _check(command: list[str], arguments: argparse.Namespace) -> Path:
     """Holds the command against its own parser, now and not in every task; the folder for logs."""
     from . import build_parser
@@ -285,16 +128,16 @@ def _check(command: list[str], arguments: argparse.Namespace) -> Path:
     if getattr(parsed, "overwrite", False) and arguments.shards > 1:
         raise UsageError("--overwrite removes the outputs of all shards: run it without submit")
     if hasattr(parsed, "db"):
-        _check_database(parsed, arguments.scheduler)
+        _check_database(parsed, place(arguments))
     outputs = [getattr(parsed, name) for name in OUTPUT_OPTIONS if hasattr(parsed, name)]
     if arguments.logs is None and not outputs:
         raise UsageError(f"{command[0]} has no output folder to put logs into: name --logs DIR")
     return arguments.logs or outputs[0] / "logs"
 
 
-def _check_database(parsed: argparse.Namespace, scheduler: str) -> None:
+def _check_database(parsed: argparse.Namespace, where: str) -> None:
     if wants_embedded(parsed):
-        if scheduler != "local":
+        if where != "local":
             raise UsageError(
                 "the embedded PostgreSQL serves one machine: name a --db or a --manifest"
             )
@@ -304,28 +147,3 @@ def _check_database(parsed: argparse.Namespace, scheduler: str) -> None:
         raise UsageError(
             "a password in the command would stand in a script: use PGPASSWORD or ~/.pgpass"
         )
-
-
-class _Progress:
-    """How many tasks of a local run have ended: a bar on a terminal, lines elsewhere."""
-
-    def __init__(self, interval: float = 30.0) -> None:
-        self._interval = interval
-        self._shown = time.monotonic()
-        self._bar: tqdm | None = None
-
-    def __call__(self, done: int, total: int, failed: int) -> None:
-        if sys.stderr.isatty():
-            self._bar = self._bar or tqdm(total=total, unit="task", file=sys.stderr)
-            self._bar.set_postfix(failed=failed, refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._shown >= self._interval or done == total:
-            self._shown = time.monotonic()
-            print(f"{done}/{total} tasks, {failed} failed", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -7,17 +7,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .progress import Progress, Standing
 from .resources import Resources
 from .tasks import TaskArray
 
 GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
-
-Progress = Callable[[int, int, int], None]
 
 
 @dataclass
@@ -102,7 +100,8 @@ def run(
                 if task.process.returncode:
                     failed[task.index] = task.process.returncode
                 if progress:
-                    progress(total - len(waiting) - len(running), total, len(failed))
+                    done = total - len(waiting) - len(running)
+                    progress(Standing(total, done, len(failed), len(running)))
             late = [task for task in running if time.monotonic() > task.deadline]
             for task in late:
                 with task.log.open("a") as stream:

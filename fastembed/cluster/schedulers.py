@@ -42,10 +42,30 @@ class Slurm:
             f"--array=1-{count}{limit}",
             f"--output={tasks.scheduler_log(stem, '%A_%a')}",
             f"--chdir={tasks.cwd}",
-            "--nodes=1",
-            "--ntasks=1",
-            f"--cpus-per-task={resources.processors}",
+            *Slurm.options(resources),
         ]
+        if after:
+            options.append(f"--dependency=afterany:{after}")
+        script = str(tasks.logs / f"{stem}.sh")
+        return ["sbatch", "--parsable", *options, *resources.options, script, str(first)]
+
+    @staticmethod
+    def worker_command(tasks: TaskArray, resources: Resources, stem: str) -> list[str]:
+        """The line that submits one worker, a script that it reads from its standard input."""
+        return [
+            "sbatch",
+            "--parsable",
+            f"--job-name={tasks.name}-worker",
+            f"--output={tasks.scheduler_log(stem, 'worker_%j')}",
+            f"--chdir={tasks.cwd}",
+            *Slurm.options(resources),
+            *resources.options,
+        ]
+
+    @staticmethod
+    def options(resources: Resources) -> list[str]:
+        """What a task or a worker needs."""
+        options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={resources.processors}"]
         if resources.megabytes:
             options.append(f"--mem={resources.megabytes}M")  # of the node, so of the task
         if resources.seconds:
@@ -58,10 +78,7 @@ class Slurm:
             options.append(f"--partition={resources.queue}")
         if resources.project:
             options.append(f"--account={resources.project}")
-        if after:
-            options.append(f"--dependency=afterany:{after}")
-        script = str(tasks.logs / f"{stem}.sh")
-        return ["sbatch", "--parsable", *options, *resources.options, script, str(first)]
+        return options
 
     @staticmethod
     def job_id(output: str) -> str:
@@ -103,9 +120,29 @@ class Lsf:
         options = [
             "-J", f"{tasks.name}[1-{count}]{limit}",
             "-oo", str(tasks.scheduler_log(stem, "%J_%I")),
-            "-n", str(resources.processors),
-            "-R", "span[hosts=1]",
+            *Lsf.options(resources),
         ]  # fmt: skip
+        if after:
+            options += ["-w", f"numended({after},*)"]
+        # LSF hands the command to a shell, so the path is quoted inside it.
+        script = shlex.join(["/bin/bash", str(tasks.logs / f"{stem}.sh"), str(first)])
+        return ["bsub", *options, *resources.options, script]
+
+    @staticmethod
+    def worker_command(tasks: TaskArray, resources: Resources, stem: str) -> list[str]:
+        """The line that submits one worker, a script that it reads from its standard input."""
+        return [
+            "bsub",
+            "-J", f"{tasks.name}-worker",
+            "-oo", str(tasks.scheduler_log(stem, "worker_%J")),
+            *Lsf.options(resources),
+            *resources.options,
+        ]  # fmt: skip
+
+    @staticmethod
+    def options(resources: Resources) -> list[str]:
+        """What a task or a worker needs."""
+        options = ["-n", str(resources.processors), "-R", "span[hosts=1]"]
         if resources.megabytes:
             # With units, since LSF_UNIT_FOR_LIMITS decides what a bare number means; and /job,
             # since a bare reservation can be meant per host or per slot.
@@ -121,11 +158,7 @@ class Lsf:
             options += ["-q", resources.queue]
         if resources.project:
             options += ["-P", resources.project]
-        if after:
-            options += ["-w", f"numended({after},*)"]
-        # LSF hands the command to a shell, so the path is quoted inside it.
-        script = shlex.join(["/bin/bash", str(tasks.logs / f"{stem}.sh"), str(first)])
-        return ["bsub", *options, *resources.options, script]
+        return options
 
     @staticmethod
     def job_id(output: str) -> str:
@@ -147,19 +180,21 @@ class Lsf:
 SCHEDULERS = {"slurm": Slurm, "lsf": Lsf}
 
 
-def submit_job(command: Sequence[str]) -> str:
-    """Runs sbatch or bsub; returns what it printed.
+def submit_job(command: Sequence[str], script: str = "") -> str:
+    """Runs sbatch or bsub, with `script` on its standard input; returns what it printed.
 
     Raises:
         OSError: it is not there, or refuses; with what it says.
     """
-    return _run(command)
+    return _run(command, script=script)
 
 
-def _run(command: Sequence[str], nothing: str | None = None) -> str:
+def _run(command: Sequence[str], nothing: str | None = None, script: str = "") -> str:
     """Runs a program of the scheduler; `nothing` is its complaint when there is nothing to list."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            command, input=script, capture_output=True, text=True, errors="replace"
+        )
     except FileNotFoundError:
         raise FileNotFoundError(f"{command[0]} is not on the PATH of this machine") from None
     if nothing and nothing in done.stderr:

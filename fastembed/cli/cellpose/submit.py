@@ -1,4 +1,4 @@
-"""``fastembed cellpose submit``: a step of the study as a job on Slurm, LSF or here."""
+"""``fastembed cellpose submit``: a step of the study as a job on Slurm, LSF, Dask or here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from ...cluster import INDEX, TaskArray, missing
 from ..options import Formatter, UsageError, positive
-from ..submit import add_scheduler, run_submission
+from ..scheduling import add_scheduler, place, run_submission
 
 _PARTITION = "l40s"  # the study's
 
@@ -15,7 +15,7 @@ _PARTITION = "l40s"  # the study's
 def add(steps) -> None:
     parser = steps.add_parser(
         "submit",
-        help="a step as a job on Slurm, LSF or here",
+        help="a step as a job on Slurm, LSF, a Dask cluster or here",
         formatter_class=Formatter,
         usage="fastembed cellpose submit [options] -- STEP ...",
         description=(
@@ -27,6 +27,7 @@ def add(steps) -> None:
             "  fastembed cellpose submit -- train --data cells --output-dir study\n"
             "  fastembed cellpose submit --shards 25 --walltime 4:00 -- \\\n"
             "      budget --data cells --output-dir study --no-keep-models\n"
+            "  fastembed cellpose submit --shards 25 --cluster slurm --workers 8 -- budget ...\n"
             "\n"
             f"Slurm's partition is {_PARTITION} unless --queue says otherwise."
         ),
@@ -45,6 +46,7 @@ def add(steps) -> None:
 def run(arguments: argparse.Namespace) -> int:
     command = arguments.command[arguments.command[:1] == ["--"] :]
     parsed = _check(command, arguments.shards)
+    where = place(arguments)
     full = [sys.executable, "-m", "fastembed.cli", "cellpose", *command]
     if arguments.shards > 1:
         full += ["--shard", f"{INDEX}/{arguments.shards}"]
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         name=command[0],
         command=full,
         indices=range(arguments.shards),
-        logs=parsed.output_dir / "logs" / arguments.scheduler,
+        logs=parsed.output_dir / "logs" / where,
         pattern=f"{command[0]}_%06d",
     )
     if arguments.missing:
@@ -61,11 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
         if not left:
             return 0
         tasks = TaskArray(tasks.name, tasks.command, left, tasks.logs, tasks.pattern)
-    if arguments.scheduler == "slurm" and arguments.queue is None:
+    if where == "slurm" and arguments.queue is None:
         arguments.queue = _PARTITION
     if arguments.gpu is None and arguments.gpus is None:
-        # This machine is asked for GPUs only if the user says so; steps without network need none.
-        arguments.gpu = hasattr(parsed, "model") and arguments.scheduler != "local"
+        # This machine and an existing cluster are asked for GPUs only if the user says so; steps
+        # without network need none.
+        arguments.gpu = hasattr(parsed, "model") and where in ("slurm", "lsf")
     return run_submission(tasks, arguments)
 
 

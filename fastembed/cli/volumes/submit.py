@@ -1,4 +1,4 @@
-"""``fastembed volumes submit``: a job array that prepares volumes, one task each."""
+"""``fastembed volumes submit``: prepares many volumes, one task each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import sys
 
 from ...cluster import INDEX, TaskArray, active, format_indices
 from ..options import Formatter, UsageError, positive
-from ..submit import add_scheduler, run_submission, show_failures
+from ..scheduling import add_scheduler, run_submission, show_failures
 from .preprocess import add_job, indices
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "submit",
-        help="prepare many volumes as a job array of Slurm or LSF, or here",
+        help="prepare many volumes on Slurm, LSF, a Dask cluster or here",
         formatter_class=Formatter,
         description=(
             "Submits `fastembed volumes preprocess` for each index: as a job array of Slurm or\n"
-            "LSF, or as processes of this machine. Logs are in logs/ of the output folder."
+            "LSF, on workers of Dask, or as processes of this machine. Logs are in logs/ of the\n"
+            "output folder."
         ),
         epilog=(
             "examples:\n"
@@ -27,9 +28,10 @@ def add(commands) -> None:
             "      --output-dir out --data-root /data/cellmap --organelles cell nucleus\n"
             "  fastembed volumes submit --indices 3,7,20-40 --scheduler lsf --queue gpu ...\n"
             "  fastembed volumes submit --num-volumes 100 --missing ...    # what is left of them\n"
+            "  fastembed volumes submit --num-volumes 100 --cluster slurm --cluster-workers 8 ...\n"
             "\n"
-            "exit status: 0 submitted, or with local all done; 1 the scheduler refused;\n"
-            "2 wrong options; 3 tasks of local failed"
+            "exit status: 0 submitted, or with local and --cluster all done; 1 the scheduler\n"
+            "refused; 2 wrong options; 3 tasks of local or --cluster failed"
         ),
     )
     parser.set_defaults(run=run)
@@ -53,7 +55,14 @@ def add(commands) -> None:
         help="with --missing: read every chunk to find damage, not only missing files",
     )
     add_job(parser)
-    add_scheduler(parser, processors=16, memory_gb=64, walltime="2:00", gpu=True)
+    add_scheduler(
+        parser,
+        processors=16,
+        memory_gb=64,
+        walltime="2:00",
+        gpu=True,
+        workers=("--cluster-workers",),  # --workers are the threads of a task
+    )
     # What is not an option of `preprocess` is told from what is by the parser's own groups.
     job = argparse.ArgumentParser(add_help=False)
     add_job(job)

@@ -1,0 +1,368 @@
+"""Shards on workers of Dask: killed workers, killed drivers, and the bytes of one run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tree
+from slurm_cluster import wait_for
+
+from fastembed import cli, cluster
+from fastembed.cluster import INDEX, Elastic, Resources, TaskArray
+from fastembed.cluster.workers import gpus_of, place_of
+
+distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+if importlib.util.find_spec("dask_jobqueue") is None:
+    pytest.skip("dask-jobqueue is not installed", allow_module_level=True)
+
+# Of a task's process: its shell, what ties it to its worker, the worker.
+HEAD = """
+import json, os, signal, subprocess, sys, time
+index = int(sys.argv[1])
+def parent(pid):
+    return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+worker = parent(parent(os.getppid()))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    return folder
+
+
+def array(folder, program: str, indices, *arguments: str) -> TaskArray:
+    """Tasks that run a program of Python with their index as the first argument."""
+    command = [sys.executable, "-S", "-c", HEAD + program, INDEX, *arguments]
+    return TaskArray("probe", command, indices, folder / "logs", "part_%06d", folder)
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Somebody's cluster: a scheduler and two workers, started again by their nannies."""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def there(scheduler):
+    """Its address, once both workers are back from what the test before did to them."""
+    with distributed.Client(scheduler) as client:
+        client.wait_for_workers(2, timeout=60)
+    return scheduler.scheduler_address.replace("tcp://", "dask://")
+
+
+def attempts(tasks: TaskArray, index: int) -> list[str]:
+    number = tasks.indices.index(index) + 1
+    (log,) = (tasks.logs / "scheduler").glob(f"probe_*_dask_{number}.log")
+    return re.findall(r"^worker attempt .*$", log.read_text(), re.MULTILINE)
+
+
+# What is asked for
+
+
+def test_places():
+    assert [place_of(name) for name in ("slurm", "lsf", "local")] == ["slurm", "lsf", "local"]
+    for name in ("dask://host:8786", "tcp://1.2.3.4:8786", "tls://host:1", "some/scheduler.json"):
+        assert place_of(name) == "dask"
+    for name in ("pbs", "host:8786", "http://host:8786", "dask://", ""):
+        with pytest.raises(ValueError, match="cluster must be slurm, lsf, local, dask://HOST:PORT"):
+            place_of(name)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("slurm",), "workers: --cluster slurm needs their number"),
+        (("dask://a:1", 3), "workers: those of dask://a:1 are there already"),
+        (("local", 0), "workers must be at least 1; got 0"),
+        (("local", 1.5), "workers must be a whole number; got 1.5"),
+        (("local", 1, -1), "retries must be at least 0; got -1"),
+    ],
+)
+def test_bad_clusters(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Elastic(*arguments)
+
+
+def test_what_a_place_cannot_give_is_refused(folder):
+    tasks = array(folder, "pass", [1])
+    asked = {
+        "memory_gb": 3, "walltime": "2:00", "queue": "q", "project": "p", "options": ("-x",),
+        "gpus": 1,
+    }  # fmt: skip
+    for name, value in asked.items():
+        with pytest.raises(ValueError, match=f"{name}: --cluster local has none to give"):
+            cluster.submit(tasks, Resources(**{name: value}), Elastic("local", 1))
+        if name != "gpus":
+            with pytest.raises(ValueError, match=f"{name}: its workers are there already"):
+                cluster.submit(tasks, Resources(**{name: value}), Elastic("dask://a:1"))
+        for place in ("slurm", "lsf"):
+            Elastic(place, 1).check(Resources(**{name: value}))
+    with pytest.raises(ValueError, match="gpus must be a number for Dask's GPU resource"):
+        cluster.submit(tasks, Resources(gpus="a100:2"), Elastic("dask://a:1"))
+    for place, option in [("slurm", "--output=x"), ("lsf", "-J")]:
+        with pytest.raises(ValueError, match="is set by the submission itself"):
+            cluster.submit(tasks, Resources(options=(option,)), Elastic(place, 1))
+    percent = TaskArray("a", ["true"], [1], folder / "100%J")
+    with pytest.raises(ValueError, match="slurm would replace the %"):
+        cluster.submit(percent, Resources(), Elastic("slurm", 1))
+    assert list(folder.iterdir()) == []
+    assert gpus_of(Resources(gpus=2), Elastic("tcp://a:1")) == {"GPU": 2}
+    assert gpus_of(Resources(gpus=2), Elastic("slurm", 1)) is None  # its jobs have them
+
+
+def test_nobody_there_is_told(folder):
+    tasks = array(folder, "pass", [1])
+    import dask
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
+        pytest.raises(OSError, match=r"no Dask scheduler answers at dask://127\.0\.0\.1:9"),
+    ):
+        cluster.submit(tasks, Resources(), Elastic("dask://127.0.0.1:9"))
+    with pytest.raises(FileNotFoundError, match=r"no scheduler's file .*none\.json"):
+        cluster.submit(tasks, Resources(), Elastic(str(folder / "none.json")))
+    assert cluster.active(tasks) == {}
+
+
+# An existing cluster
+
+
+def test_the_same_logs_and_statuses_as_here(folder, there):
+    program = (
+        "print(json.dumps([os.getcwd(), sys.argv[1:], os.environ.get('OMP_NUM_THREADS'), "
+        "os.environ.get('MKL_NUM_THREADS')])); print('bad luck', file=sys.stderr); "
+        "sys.exit(3 if index == 5 else 0)"
+    )
+    nasty = ("it's", 'a "b" $HOME `id` \\ %d', "two\nlines", "", "*", "ä")
+    tasks = array(folder, program, [3, 5, 8, 13], *nasty)
+    seen = []
+    submission = cluster.submit(
+        tasks, Resources(processors=2), Elastic(there), progress=seen.append
+    )
+    assert submission.failed == {5: 3}
+    assert seen[-1] == cluster.Standing(total=4, done=4, failed=1, running=0)
+    assert max(now.running for now in seen) <= 2
+    for index in tasks.indices:
+        assert json.loads(tasks.log(index, "out").read_text()) == [
+            str(folder), [str(index), *nasty], "2", None,
+        ]  # fmt: skip
+        assert len(attempts(tasks, index)) == 1  # a failure is not tried again
+    assert tasks.failure(5) == "exit status 3; bad luck"
+    assert tasks.status(5).job == "dask_2"
+    # What one left unfinished, the other goes on with.
+    assert cluster.missing(tasks) == (5,)
+    again = dataclasses.replace(tasks, indices=(5,))
+    assert cluster.submit(again, Resources(), "local").failed == {5: 3}
+    assert tasks.status(5).job == "local_1"
+    files = {path.name for path in tasks.logs.glob("part_*")}
+    assert files == {f"part_{i:06d}.{s}" for i in (3, 5, 8, 13) for s in ("out", "err", "status")}
+
+
+def test_no_more_at_a_time_than_asked_for(folder, there):
+    tasks = array(folder, "print(time.time()); time.sleep(0.2); print(time.time())", range(4))
+    assert cluster.submit(tasks, Resources(running_limit=1), Elastic(there)).failed == {}
+    spans = sorted(
+        tuple(map(float, tasks.log(i, "out").read_text().split())) for i in tasks.indices
+    )
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+
+
+def test_a_dead_worker_leaves_no_second_writer(folder, there):
+    """Its task's processes die with it, before the next attempt begins."""
+    program = """
+def lines():
+    return open("written").read().count(chr(10)) if os.path.exists("written") else 0
+if index == 1 and not os.path.exists("first"):
+    open("first", "w").close()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-S", "-c",
+        "import time\\nwhile True: open('written', 'a').write('x\\\\n'); time.sleep(0.001)"])
+    while lines() < 20: time.sleep(0.01)
+    os.kill(worker, signal.SIGKILL)
+    time.sleep(60)
+before = lines(); time.sleep(0.5); print(before, lines())
+"""
+    tasks = array(folder, program, [0, 1, 2])
+    assert cluster.submit(tasks, Resources(), Elastic(there)).failed == {}
+    before, after = tasks.log(1, "out").read_text().split()
+    assert before == after and int(before) >= 20
+    assert len(attempts(tasks, 1)) == 2
+    assert cluster.missing(tasks) == ()
+
+
+def test_a_task_that_kills_its_worker_is_given_up(folder, there):
+    """However often it would: distributed counts tasks that only waited there as well."""
+    program = "os.kill(worker, signal.SIGKILL) if index == 2 else None; time.sleep(0.1)"
+    tasks = array(folder, program, range(5))
+    failed = cluster.submit(tasks, Resources(), Elastic(there, retries=2)).failed
+    assert failed == {2: 137}
+    assert len(attempts(tasks, 2)) == 3
+    assert cluster.missing(tasks) == (2,)
+    assert "TERM_WORKERS: 3 workers died with this task" in tasks.failure(2)
+
+
+DRIVER = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+import test_elastic as t
+tasks = t.array(Path(sys.argv[2]), sys.argv[3], [5, 6, 7])
+t.cluster.submit(tasks, t.Resources(), t.Elastic(sys.argv[4]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_driver_that_ends_ends_its_tasks(folder, there, number):
+    """Politely, and workers that are not ours stay; then the same goes on."""
+    program = (
+        "signal.signal(signal.SIGTERM, lambda *a: (open(f'clean{index}', 'w'), sys.exit(9)))\n"
+        "print(os.getpid(), flush=True); time.sleep(0 if os.path.exists('go') else 60)"
+    )
+    tasks = array(folder, program, [5, 6, 7])
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(folder), program, there],
+        stderr=subprocess.PIPE,
+    )
+    outs = [tasks.log(i, "out") for i in (5, 6)]
+    wait_for(lambda: all(out.exists() and out.read_text() for out in outs), "two tasks", 60)
+    assert sorted(cluster.active(tasks)) == [5, 6, 7]
+    with pytest.raises(ValueError, match=r"indices 5-7 of probe are still queued or running"):
+        cluster.submit(tasks, Resources(), Elastic(there))
+    pids = [int(out.read_text()) for out in outs]
+    process.send_signal(number)
+    assert (b"KeyboardInterrupt" in process.communicate(timeout=60)[1]) == (number == signal.SIGINT)
+
+    def statuses():
+        return [tasks.status(i) and tasks.status(i).state for i in (5, 6, 7)]
+
+    wait_for(lambda: statuses() == [9, 9, None], "the tasks' end")
+    assert (folder / "clean5").exists() and (folder / "clean6").exists()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert cluster.missing(tasks) == (5, 6, 7)
+    (folder / "go").touch()
+    assert cluster.submit(tasks, Resources(), Elastic(there)).failed == {}
+
+
+# Clusters of our own
+
+
+@pytest.mark.parametrize("form", ["npy", "zarr"])
+def test_workers_killed_at_random_leave_the_bytes_of_one_run(plates, tmp_path, capsys, form):
+    """FASTEMBED_ELASTIC_KILLS=20 for the long form."""
+    kills = int(os.environ.get("FASTEMBED_ELASTIC_KILLS", 2))
+    plates.fill(40)
+    command = [
+        "multichannel", "--manifest", str(plates.manifest), "--model", "timm:test_vit.r160_in1k",
+        "--weights", "random", "--img-size", "160", "--precision", "fp32", "--format", form,
+        "--output-dir",
+    ]  # fmt: skip
+    out, logs = tmp_path / "in shards", tmp_path / "logs"
+    submit = [
+        "submit", "--cluster", "local", "--workers", "2", "--retries", "20", "--shards", "3",
+        "--num-processors", "1", "--logs", str(logs), "--", *command, str(out),
+    ]  # fmt: skip
+    driver = subprocess.Popen([sys.executable, "-m", "fastembed.cli", *submit])
+    victims = kill_workers(driver, logs, kills)
+    assert driver.wait(timeout=240) == 0
+    assert len(victims) == kills
+    died = sum(text.read_text().count("worker attempt") for text in logs.rglob("*_dask_*.log")) - 3
+    assert 1 <= died <= kills
+    assert cli.main([*command, str(tmp_path / "one")]) == 0
+    assert tree(out) == tree(tmp_path / "one")
+    assert cli.main(["submit", "--missing", *submit[1:]]) == 0
+    assert "0 of 3 shards to submit again" in capsys.readouterr().err
+
+
+def kill_workers(driver: subprocess.Popen, logs: Path, kills: int) -> list[int]:
+    """SIGKILL to workers that have a task, each after a random while."""
+    chosen, victims = random.Random(7), []
+    while len(victims) < kills and driver.poll() is None:
+        time.sleep(chosen.uniform(0.5, 4))
+        busy = [pid for pid in children(driver.pid) if any("/bin/bash" in c for c in below(pid))]
+        if busy:
+            victims.append(chosen.choice(busy))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victims[-1], signal.SIGKILL)
+    return victims
+
+
+def children(pid: int) -> list[int]:
+    text = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
+    return list(map(int, text.stdout.split()))
+
+
+def below(pid: int) -> list[str]:
+    """Command lines of all that descends from a process."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            found.append(Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode())
+        found += below(child)
+    return found
+
+
+def test_workers_of_lsf(folder, lsf):
+    """What is documented of bsub, bkill and scripts by standard input: see fake_lsf.py."""
+    tasks = array(folder, "print(os.environ['OMP_NUM_THREADS'], worker)", [3, 7])
+    resources = Resources(
+        processors=16, memory_gb=64, walltime="2:00", queue="gpu_short", gpus="num=1:gmem=24G",
+        project="cellmap", options=("-sp", "50"),
+    )  # fmt: skip
+    assert cluster.submit(tasks, resources, Elastic("lsf", workers=1)).failed == {}
+    said = [tasks.log(index, "out").read_text().split() for index in (3, 7)]
+    assert said[0] == said[1] and said[0][0] == "16"  # one worker, one after the other
+    (job,) = lsf().values()
+    assert job["options"] == {
+        "-J": ["probe-worker"], "-n": ["16"], "-R": ["span[hosts=1]", "rusage[mem=65536MB/job]"],
+        "-M": ["65536MB"], "-W": ["2:00"], "-q": ["gpu_short"], "-gpu": ["num=1:gmem=24G"],
+        "-P": ["cellmap"], "-sp": ["50"],
+        "-oo": [f"{tasks.logs}/scheduler/probe_001_worker_%J.log"],
+    }  # fmt: skip
+    assert "#BSUB" not in job["command"]  # all of it is on the line
+    assert "--lifetime 7110s" in job["command"] and "--nthreads 1" in job["command"]
+    wait_for(lambda: not Path(f"/proc/{job['process']}").exists(), "the job's end")
+
+
+def test_a_refusal_of_lsf_ends_the_run(folder, lsf):
+    tasks = array(folder, "pass", [1])
+    with pytest.raises(OSError, match=r"bsub failed with status 255, saying: bsub: -gpu: bad"):
+        cluster.submit(tasks, Resources(gpus="a100:2"), Elastic("lsf", workers=2))
+
+
+def test_what_a_site_says_stays(folder):
+    """Of jobqueue.yaml: what comes before the worker, and how it is reached."""
+    import dask
+
+    tasks = array(folder, "pass", [1])
+    site = {"jobqueue.slurm.job-script-prologue": ["module load x"],
+            "jobqueue.slurm.interface": "lo", "jobqueue.slurm.queue": "not this"}  # fmt: skip
+    before = signal.getsignal(signal.SIGINT)
+    with dask.config.set(site):
+        planned = cluster.submit(tasks, Resources(), Elastic("slurm", workers=1), dry_run=True)
+    assert "module load x\nexport DASK_DISTRIBUTED__COMM__TLS__" in planned.worker
+    assert "--interface lo" in planned.worker and "not this" not in planned.worker
+    assert planned.commands[0][:2] == ("sbatch", "--parsable")
+    checked = subprocess.run(["bash", "-n"], input=planned.worker, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+    assert signal.getsignal(signal.SIGINT) is before  # dask-jobqueue 0.9.0 sets its own
+    assert list(folder.iterdir()) == []
