@@ -15,6 +15,7 @@ from importlib.metadata import version
 from ..database import DatabaseError
 from . import (
     cellpose,
+    convert,
     demo,
     export,
     maps,
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     maps.add(commands)
     volumes.add(commands)
     cellpose.add(commands)
+    convert.add(commands)
     export.add(commands)
     parity.add(commands)
     show.add(commands)
