@@ -22,6 +22,7 @@ from . import (
     multichannel,
     panoptic,
     parity,
+    search,
     show,
     submit,
     volumes,
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add(commands)
     export.add(commands)
     parity.add(commands)
+    search.add(commands)
     show.add(commands)
     submit.add(commands)
     demo.add(commands)
