@@ -6,16 +6,20 @@ errs by less than a bound that is known, so that nothing which belongs among the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 
 from .caches import EmbeddingStore
 
 _BLOCK_BYTES = 8 << 20  # of rows in float32
 _SCORES = 1 << 20  # of rows and queries at once
+_MANY = 8  # queries, from which on a matrix product is faster than one after another
 
 
 class Neighbours(NamedTuple):
@@ -66,20 +70,79 @@ def search(
         raise ValueError(
             f"leave_out must have {len(queries)} rows, one per query; got {len(leave_out)}"
         )
-    k = min(k, count)
-    best = _Best(queries, k, leave_out)
-    size = max(64, min(_BLOCK_BYTES // (4 * max(1, dim)), _SCORES // max(1, len(queries))))
-    rows = torch.empty(min(size, count), dim)
-    single = queries.astype(np.float32).T
+    best = _Best(queries, min(k, count), leave_out)
+    single = np.ascontiguousarray(queries, np.float32)
+    size = max(64, min(_BLOCK_BYTES // (4 * max(1, dim)), _SCORES // len(single)))
     start = 0
-    for block in _blocks(store, size):
-        part = rows[: len(block)].copy_(block)
-        norms = torch.linalg.vector_norm(part, dim=1).numpy()
-        with np.errstate(invalid="ignore", over="ignore"):  # of rows that are told apart by norms
-            # NumPy's product is float32 whatever torch.set_float32_matmul_precision says.
-            best.see(start, block, part.numpy() @ single, norms)
-        start += len(block)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, np.errstate(all="ignore"):
+        for block in _blocks(store, size):
+            best.see(start, block, *_products(block, single, pool))
+            start += len(block)
     return Neighbours(best.rows, best.cosines)
+
+
+def _products(
+    block: np.ndarray, queries: np.ndarray, pool: ThreadPoolExecutor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Products of rows [n, D] with queries [Q, D], and norms of the rows: float32 [n, Q] and [n].
+
+    Not by torch: its float16 product is rounded, its float32 one may be told to be bfloat16, and
+    threads that meet after each small step lose far more than they gain on a busy machine.
+    """
+    dots, norms = np.empty((len(block), len(queries)), "f4"), np.empty(len(block), "f4")
+    rows = np.empty(block.shape, "f4") if len(queries) >= _MANY else np.empty((0, 0), "f4")
+    kernel, bits = (_halves, block.view(np.uint16)) if block.dtype == "f2" else (_floats, block)
+    few = queries if len(queries) < _MANY else queries[:0]
+    step = -(-len(block) // pool._max_workers)
+    parts = [slice(i, i + step) for i in range(0, len(block), step)]
+    list(pool.map(lambda part: kernel(bits[part], few, dots[part], norms[part], rows[part]), parts))
+    if len(queries) >= _MANY:
+        np.matmul(rows, queries.T, out=dots)
+    return dots, norms
+
+
+@njit(nogil=True, fastmath={"reassoc", "contract"})
+def _halves(bits, queries, dots, norms, rows):
+    row = np.empty(bits.shape[1], np.float32)
+    pattern = row.view(np.uint32)
+    for i in range(len(bits)):
+        largest = np.uint32(0)
+        for d in range(len(row)):
+            half = np.uint32(bits[i, d])
+            size = half & np.uint32(0x7FFF)
+            largest = max(largest, size)
+            pattern[d] = (size << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
+        square = np.float32(0)
+        for d in range(len(row)):
+            # The exponents of float16 and float32 begin 112 apart.
+            row[d] *= np.float32(2.0**112)
+            square += row[d] * row[d]
+        norms[i] = np.sqrt(square) if largest < 0x7C00 else np.float32(np.inf)
+        _dots(row, queries, dots[i])
+        if len(rows):
+            rows[i] = row
+
+
+@njit(nogil=True, fastmath={"reassoc", "contract"})
+def _floats(vectors, queries, dots, norms, rows):
+    for i in range(len(vectors)):
+        row = vectors[i]
+        square = np.float32(0)
+        for d in range(len(row)):
+            square += row[d] * row[d]
+        norms[i] = np.sqrt(square)
+        _dots(row, queries, dots[i])
+        if len(rows):
+            rows[i] = row
+
+
+@njit(nogil=True, fastmath={"reassoc", "contract"})
+def _dots(row, queries, dots):
+    for q in range(len(queries)):
+        total = np.float32(0)
+        for d in range(len(row)):
+            total += row[d] * queries[q, d]
+        dots[q] = total
 
 
 class _Best:
@@ -94,7 +157,7 @@ class _Best:
         self._error = (queries.shape[1] + 8) * 2.0**-24
         self._least = np.full(len(queries), -np.inf)  # the cosine that a row must have
 
-    def see(self, start: int, block: torch.Tensor, dots: np.ndarray, norms: np.ndarray) -> None:
+    def see(self, start: int, block: np.ndarray, dots: np.ndarray, norms: np.ndarray) -> None:
         """Rows start, start + 1, ..: their products [n, Q] with the queries and their norms [n],
         both float32; `block` are the rows as they are stored."""
         # Where float32 does not reach: zeros, not finite, too small or large to be squared.
@@ -110,7 +173,7 @@ class _Best:
         for query in np.flatnonzero(candidates.any(axis=0)):
             chosen = np.flatnonzero(candidates[:, query])
             chosen = chosen[chosen + start != self._leave_out[query]]
-            exact = _cosines(block[torch.from_numpy(chosen)].numpy(), self._queries[query])
+            exact = _cosines(block[chosen], self._queries[query])
             if not np.isfinite(exact).all():
                 raise ValueError(f"row {start + chosen[~np.isfinite(exact)][0]} is not finite")
             self._merge(query, start + chosen, exact)
@@ -155,8 +218,12 @@ def _units(queries, dim: int) -> np.ndarray:
     return queries / lengths
 
 
-def _blocks(store, rows: int) -> Iterator[torch.Tensor]:
+def _blocks(store, rows: int) -> Iterator[np.ndarray]:
     if isinstance(store, EmbeddingStore):
-        return map(torch.from_numpy, store.blocks(rows))
-    store = torch.as_tensor(store)
-    return (store[start : start + rows] for start in range(0, len(store), rows))
+        return store.blocks(rows)
+    store = np.asarray(store)
+    if store.dtype not in ("f2", "f4"):
+        raise ValueError(f"vectors must be float16 or float32; got {store.dtype}")
+    return (
+        np.ascontiguousarray(store[start : start + rows]) for start in range(0, len(store), rows)
+    )
