@@ -13,12 +13,13 @@ The public API, one page:
   `SegmentTsv`, `ImageTsv`, `MapTsv`; for millions of vectors
   `Zarr`, `Parquet`, `SegmentParquet` of `fastembed.store`; those of volumes in `fastembed.volumes`
 - verb: `extract`, which returns a `Report`
-- after it: `fastembed.datasets`, `fastembed.plots`, `fastembed.stats`; on many machines:
-  `fastembed.cluster`
+- after it: `search` for the nearest vectors; `fastembed.convert`, `fastembed.datasets`,
+  `fastembed.plots`, `fastembed.stats`; on many machines: `fastembed.cluster`
 """
 
 from .engines import load_engine, model_input
 from .indexes import ImageTsv, MapTsv, Postgres, SegmentTsv, Tsv
+from .neighbours import search
 from .ops import (
     LabelStatistics,
     Percentile,
@@ -80,6 +81,7 @@ __all__ = [
     "percentile_bounds",
     "percentile_quantize",
     "pool_crops",
+    "search",
     "triplane_accumulate",
     "zscore_quantize",
 ]

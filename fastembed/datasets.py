@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 from .caches import EmbeddingStore
 from .database import DatabaseError, DBConfig, get_db_connection
 from .indexes import EMBEDDING_TABLE, MapTsv
+from .neighbours import search
 
 __all__ = [
     "DBConfig",
@@ -221,20 +222,18 @@ class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
     ) -> list[tuple[tuple[str, int], float]]:
         """The k segments most like one, that one left out: (key, cosine), best first.
 
-        Exact, by one product with `matrix`. Of equal cosines the order is not fixed.
+        Exact; of equal cosines the order is that of the keys. See `fastembed.search`, which needs
+        no memory for the vectors; this reads them at the first call, and keeps them.
 
         Raises:
             KeyError: the cache does not hold the segment. ValueError: k < 1.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
         own = self._store.row((image_id, segment_id))
-        cosines = self._matrix @ self._matrix[own]
-        cosines[own] = -torch.inf
-        best = cosines.topk(min(k, len(self) - 1))
+        found = search(self._vectors, self._vectors[own], k, leave_out=[own])
         return [
-            (self._keys[i], cosine)
-            for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            (self._keys[row], cosine)
+            for row, cosine in zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True)
+            if row >= 0
         ]
 
     @functools.cached_property
@@ -244,7 +243,11 @@ class PanopticFeatures(Mapping[tuple[str, int], torch.Tensor]):
     @functools.cached_property
     def _matrix(self) -> torch.Tensor:
         # The norm of what was rounded to float16 is 1 to about 1e-3 only.
-        return torch.nn.functional.normalize(self._store.as_torch().float())
+        return torch.nn.functional.normalize(self._vectors.float())
+
+    @functools.cached_property
+    def _vectors(self) -> torch.Tensor:
+        return self._store.as_torch()
 
 
 class MapAndMask(NamedTuple):

@@ -50,21 +50,33 @@ def signature(settings: dict) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _check(path: Path, settings: dict) -> None:
+def read(folder: Path) -> dict:
+    """The settings of a folder's outputs.
+
+    Raises:
+        FileNotFoundError: there are none. SignatureMismatch: the file is damaged.
+    """
+    path = folder / FILE_NAME
     try:
-        there = json.loads(path.read_text())["settings"]
+        return json.loads(path.read_text())["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise SignatureMismatch(f"{path} is not a settings file of fastembed: {error}") from error
+
+
+def differences(there: dict, now: dict) -> list[str]:
+    """A line for each setting that is not the same."""
     # Through JSON, so that tuples and lists compare equal.
-    old, new = _flatten(there), _flatten(json.loads(json.dumps(settings)))
-    if old == new:
-        return
+    old, new = _flatten(there), _flatten(json.loads(json.dumps(now)))
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    lines = [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
-    raise SignatureMismatch(
-        f"{path.parent} holds outputs made with other settings:\n" + "\n".join(lines) + "\n"
-        "Use another output folder, or --overwrite to remove them and start afresh."
-    )
+    return [f"  {name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in names]
+
+
+def _check(path: Path, settings: dict) -> None:
+    if lines := differences(read(path.parent), settings):
+        raise SignatureMismatch(
+            f"{path.parent} holds outputs made with other settings:\n" + "\n".join(lines) + "\n"
+            "Use another output folder, or --overwrite to remove them and start afresh."
+        )
 
 
 def _flatten(settings: dict, prefix: str = "") -> dict[str, object]:

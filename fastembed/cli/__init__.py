@@ -15,12 +15,14 @@ from importlib.metadata import version
 from ..database import DatabaseError
 from . import (
     cellpose,
+    convert,
     demo,
     export,
     maps,
     multichannel,
     panoptic,
     parity,
+    search,
     show,
     submit,
     volumes,
@@ -73,8 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     maps.add(commands)
     volumes.add(commands)
     cellpose.add(commands)
+    convert.add(commands)
     export.add(commands)
     parity.add(commands)
+    search.add(commands)
     show.add(commands)
     submit.add(commands)
     demo.add(commands)

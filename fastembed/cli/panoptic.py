@@ -69,7 +69,7 @@ def add(commands) -> None:
     group.add_argument("--split", default="train2017", help="default train2017")
     group.add_argument(
         "--classes",
-        type=_names,
+        type=names,
         default=(),
         metavar="LIST",
         help="only these categories, ids or names, by commas",
@@ -175,8 +175,9 @@ def run(arguments: argparse.Namespace) -> int:
     return run_extraction(arguments, source, recipe, engine, sink, index)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
+def names(text: str) -> tuple[str, ...]:
+    """'person,17' as names."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
         raise argparse.ArgumentTypeError(f"must look like person,17; got {text!r}")
-    return names
+    return found
