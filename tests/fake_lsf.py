@@ -72,6 +72,7 @@ def main() -> int:
         if arguments != ["-noheader", "-o", "jobid jobindex"]:
             return complain("bjobs: not documented")
         held = [(job, i) for job, known in state["jobs"].items() for i in known["held"]]
+        held += [(job, 0) for job, known in state["jobs"].items() if alive(known.get("process"))]
         if not held:
             return complain("No unfinished job found")
         print("\n".join(f"{job} {i}" for job, i in held))
@@ -144,6 +145,10 @@ def single(options: dict[str, list[str]], script: str, state: dict, path: Path) 
     path.write_text(json.dumps(state))
     print(f"Job <{job}> is submitted to default queue <normal>.")
     return 0
+
+
+def alive(process: int | None) -> bool:
+    return process is not None and Path(f"/proc/{process}").exists()
 
 
 def complain(text: str) -> int:

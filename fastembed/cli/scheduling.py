@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
@@ -126,12 +127,13 @@ def add_scheduler(
         "itself does not; default 3",
     )
     parser.set_defaults(
+        workers_option=workers[0],
         scheduler_defaults={
             "processors": processors,
             "memory_gb": memory_gb,
             "walltime": walltime,
             "gpu": gpu,
-        }
+        },
     )
 
 
@@ -152,10 +154,10 @@ def scheduler_of(arguments: argparse.Namespace) -> str | Elastic:
         UsageError: options that contradict each other.
     """
     if arguments.cluster is None:
-        for name in ("cluster_workers", "retries"):
-            if getattr(arguments, name) is not None:
-                option = name.replace("_", "-")
-                raise UsageError(f"--{option} is for --cluster; arrays have --running-limit")
+        options = {arguments.workers_option: arguments.cluster_workers}
+        for option, value in (options | {"--retries": arguments.retries}).items():
+            if value is not None:
+                raise UsageError(f"{option} is for --cluster; arrays have --running-limit")
         return place(arguments)
     if arguments.scheduler is not None:
         raise UsageError("--scheduler is for arrays of tasks: give it or --cluster")
@@ -164,7 +166,7 @@ def scheduler_of(arguments: argparse.Namespace) -> str | Elastic:
     try:
         return Elastic(arguments.cluster, arguments.cluster_workers, retries)
     except ValueError as error:
-        raise UsageError(f"--{error}") from error
+        raise UsageError(re.sub("^--workers", arguments.workers_option, f"--{error}")) from error
 
 
 def resources_of(arguments: argparse.Namespace) -> Resources:

@@ -41,18 +41,16 @@ def run(
 
 class _Run:
     def __init__(self, tasks, resources, stem, elastic, connection, progress) -> None:
-        self._tasks = tasks
+        self._tasks, self._stem = tasks, stem
         self._elastic = elastic
         self._connection, self._client = connection, connection.client
         self._progress = progress
         self._limit = resources.running_limit or len(tasks.indices)
         self._gpus = gpus_of(resources, elastic)
         self._name = f"shard-{uuid.uuid4().hex}"
-        self._log = str(tasks.scheduler_log(stem, "dask_{number}"))
         job = remote.Job(
             script=str(tasks.logs / f"{stem}.sh"),
             guard=inspect.getsource(lifeline),
-            log=self._log,
             retries=elastic.retries,
             topic=self._name,
         )
@@ -77,8 +75,7 @@ class _Run:
                         waiting.append(number)
                     else:
                         done += 1
-                if self._connection.problems:
-                    raise self._connection.problems[0]
+                self._connection.check()
                 if self._progress:
                     self._progress(Standing(total, done, len(self._failed), len(self._running)))
         finally:
@@ -94,6 +91,7 @@ class _Run:
             self._function,
             numbers,
             [str(self._lock(number)) for number in numbers],
+            [str(self._log(number)) for number in numbers],
             key=keys,
             pure=False,
             retries=0,
@@ -102,6 +100,9 @@ class _Run:
         for number, key, future in zip(numbers, keys, futures, strict=True):
             self._futures[key] = number, future
             future.add_done_callback(self._ended.put)
+
+    def _log(self, number: int) -> Path:
+        return self._tasks.scheduler_log(self._stem, f"dask_{number}")
 
     def _lock(self, number: int) -> Path:
         """The same for all submissions: whoever has the index, another waits for it."""
@@ -137,7 +138,7 @@ class _Run:
         return number, False
 
     def _note(self, number: int, text: str) -> None:
-        with open(self._log.format(number=number), "a") as log:
+        with self._log(number).open("a") as log:
             log.write(f"{text}\n")
 
     def _heard(self, event) -> None:

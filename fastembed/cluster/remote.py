@@ -38,19 +38,17 @@ class Job:
     Args:
         script: its path; takes the number of a task.
         guard: source text of `lifeline`.
-        log: path of a task's log, with ``{number}`` for its number.
         retries: how often a task starts again after its worker died with it.
         topic: of the events that say which tasks run.
     """
 
     script: str
     guard: str
-    log: str
     retries: int
     topic: str
 
 
-def run(job: Job, number: int, lock: str) -> int | None:
+def run(job: Job, number: int, lock: str, log: str) -> int | None:
     """Runs a task to its end; returns its exit status, None if too many workers died with it.
 
     Ends the command early, with time to clean up, when the task is cancelled, when whoever wants
@@ -59,6 +57,7 @@ def run(job: Job, number: int, lock: str) -> int | None:
     Args:
         number: of the task, from 1.
         lock: path of a file that one attempt at a time may lock.
+        log: path of the task's log, in which its attempts are counted.
 
     Raises:
         OSError: a file is not there or cannot be written; the lock was not free in time.
@@ -74,18 +73,18 @@ def run(job: Job, number: int, lock: str) -> int | None:
         cancelled = state is None or state.state == "cancelled"
         return worker.status == Status.running and not cancelled
 
-    with Path(lock).open("ab") as held, Path(job.log.format(number=number)).open("a+b") as log:
+    with Path(lock).open("ab") as held, Path(log).open("a+b") as stream:
         _acquire(held, wanted)
-        log.seek(0)
-        started, died = attempts(log.read().decode(errors="replace"))
+        stream.seek(0)
+        started, died = attempts(stream.read().decode(errors="replace"))
         if died > job.retries:
-            _say(log, f"{_GAVE_UP} {died} workers died with this task, so it is not tried again")
+            _say(stream, f"{_GAVE_UP} {died} workers died with this task, so it is not tried again")
             return None
         event = {"number": number, "worker": worker.address}
         worker.log_event(job.topic, event | {"running": True})
-        _say(log, f"{_STARTED} {started + 1} on {socket.gethostname()}, {worker.name}")
-        status = _attend(job, number, held.fileno(), log, wanted)
-        _say(log, f"{_ENDED} with status {status}")
+        _say(stream, f"{_STARTED} {started + 1} on {socket.gethostname()}, {worker.name}")
+        status = _attend(job, number, held.fileno(), stream, wanted)
+        _say(stream, f"{_ENDED} with status {status}")
         worker.log_event(job.topic, event | {"running": False})
         return status
 

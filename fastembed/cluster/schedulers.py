@@ -90,10 +90,15 @@ class Slurm:
 
     @staticmethod
     def held() -> set[tuple[str, int]]:
-        """(job, number of the task) of all this user's tasks that are queued or running."""
+        """(job, number of the task) of all this user's tasks that are queued or running.
+
+        The number is 0 for a job that is no array.
+        """
         lines = _run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F %K"])
         pairs = (line.split() for line in lines.splitlines())
-        return {(pair[0], int(pair[1])) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+        return {
+            (pair[0], int(pair[1]) if pair[1].isdigit() else 0) for pair in pairs if len(pair) == 2
+        }
 
 
 class Lsf:
@@ -170,7 +175,10 @@ class Lsf:
 
     @staticmethod
     def held() -> set[tuple[str, int]]:
-        """(job, number of the task) of all this user's tasks that are queued or running."""
+        """(job, number of the task) of all this user's tasks that are queued or running.
+
+        The number is 0 for a job that is no array.
+        """
         lines = _run(
             ["bjobs", "-noheader", "-o", "jobid jobindex"], nothing="No unfinished job found"
         )

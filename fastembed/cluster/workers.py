@@ -9,14 +9,15 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .resources import Resources
 from .schedulers import SCHEDULERS, submit_job
-from .tasks import TaskArray
+from .tasks import TaskArray, last_error
 
 # What each place can give a shard. Elsewhere than on Slurm and LSF the workers are there already,
 # or are processes of this machine, with nothing to hold them to.
@@ -37,6 +38,10 @@ _CONFIGURATION = {
     # A worker runs one; the others wait where any worker can have them.
     "distributed.scheduler.worker-saturation": 1.0,
 }
+# Its pages need a package that we do not, and port 8787 can be taken.
+_NO_DASHBOARD = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+_LOOK_SECONDS = 15.0
+_LOST_JOBS = 3
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,59 @@ class Elastic:
                     raise ValueError(f"options: {option} is set by the submission itself")
 
 
-@dataclass
 class Connection:
-    """A client, and what went wrong meanwhile where nobody could be told.
+    """A client, and the jobs of its workers where these are jobs.
 
     Args:
-        problems: of jobs that the scheduler refused.
+        client: of Dask; known once there is a scheduler.
+        log: path of a job's log.
     """
 
-    client: Any
-    problems: list[Exception] = field(default_factory=list)
+    def __init__(
+        self, place: str, client: Any = None, log: Callable[[str], Path] | None = None
+    ) -> None:
+        self.client, self.cluster = client, None
+        self.jobs: dict[Any, str] = {}  # of a worker's name
+        self.refused: list[Exception] = []
+        self._place, self._log = place, log
+        self._arrived: set[Any] = set()
+        self._lost: list[str] = []
+        self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Raises what went wrong with the jobs; asks after them now and then.
+
+        A job that ends before its worker came (a node without the folder, too little memory) would
+        be waited for for ever: neither Dask nor dask-jobqueue asks. It is replaced; where no
+        worker ever came, only so often.
+
+        Raises:
+            OSError: the scheduler refused a job, with what it said; none of the first jobs came.
+        """
+        if self.refused:
+            raise self.refused[0]
+        if self._place not in SCHEDULERS or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        jobs = dict(self.jobs)  # before the two questions: what is submitted later is in neither
+        try:
+            held = {job for job, _ in SCHEDULERS[self._place].held()}
+        except OSError:
+            return  # a busy scheduler: the next time will do
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        self._arrived |= {worker["name"] for worker in workers}
+        lost = [name for name, job in jobs.items() if job not in held]
+        for name in lost:
+            job = self.jobs.pop(name)
+            if name not in self._arrived:
+                self._lost.append(job)
+                self.cluster.sync(self.cluster.scale_down, [name])
+        if len(self._lost) >= _LOST_JOBS and not self._arrived:
+            log = self._log(self._lost[-1])
+            said = last_error(log) or "nothing"
+            raise OSError(
+                f"{len(self._lost)} jobs ended before a worker came; the last said: {said} ({log})"
+            )
 
 
 def place_of(cluster: Any) -> str:
@@ -146,9 +194,11 @@ def connected(
             client = elastic.cluster
             if isinstance(client, str):
                 client = stack.enter_context(_client(client))
-            yield Connection(client)
+            yield Connection(elastic.place, client)
             return
-        connection = Connection(None)
+        connection = Connection(
+            elastic.place, log=lambda job: tasks.scheduler_log(stem, f"worker_{job}")
+        )
         stack.enter_context(dask.config.set(_CONFIGURATION))
         # Whoever can reach a scheduler can have it run anything: it talks to holders of a
         # certificate only, which is made for this one run.
@@ -158,14 +208,14 @@ def connected(
                 n_workers=0,
                 threads_per_worker=1,
                 memory_limit=0,
-                dashboard_address=None,
+                scheduler_kwargs=_NO_DASHBOARD,
                 security=security,
             )
         else:
             folder = stack.enter_context(_private_folder(tasks.logs / "scheduler"))
             security = _written(security, folder)
             cluster = _job_cluster(elastic, tasks, resources, stem, security, folder, connection)
-        stack.enter_context(cluster)
+        connection.cluster = stack.enter_context(cluster)
         cluster.adapt(minimum=0, maximum=elastic.workers, interval="1s")
         connection.client = stack.enter_context(distributed.Client(cluster))
         yield connection
@@ -174,7 +224,9 @@ def connected(
 def worker_script(elastic: Elastic, tasks: TaskArray, resources: Resources, stem: str) -> str:
     """The script of a worker's job, as far as it is known before there is a scheduler."""
     _distributed()
-    kind, options = _job(elastic, tasks, resources, stem, Path("CERTIFICATE"), Connection(None))
+    kind, options = _job(
+        elastic, tasks, resources, stem, Path("CERTIFICATE"), Connection(elastic.place)
+    )
     return kind("tls://SCHEDULER", name="WORKER", protocol="tls://", **options).job_script()
 
 
@@ -249,7 +301,7 @@ def _job_cluster(elastic, tasks, resources, stem, security, folder: Path, connec
     return cluster[elastic.place](
         job_cls=kind,
         security=security,
-        scheduler_options={**configured, "dashboard": False},
+        scheduler_options={**_NO_DASHBOARD, **configured},
         **options,
     )
 
@@ -277,9 +329,10 @@ def _job(elastic, tasks, resources, stem, folder: Path, connection: Connection):
         async def start(self) -> None:
             try:
                 await super().start()
+                connection.jobs[self.name] = self.job_id
             except OSError as error:
                 # Raised here it would end in a log: whoever waits for the tasks raises it.
-                connection.problems.append(error)
+                connection.refused.append(error)
                 self.status = Status.running
 
         async def close(self) -> None:
