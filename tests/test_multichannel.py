@@ -244,8 +244,7 @@ def test_the_database_dies_in_the_middle(
         assert "cannot use table image_embeddings" in error and "trying again" not in error
         assert index_rows(connection) == []
         assert run("out") == 0
-        assert "terminating connection" in (error := capsys.readouterr().err)
-        assert "trying again in" in error and "(1 of 8)" in error
+        assert "(1 of 8)" in capsys.readouterr().err
     assert sum(commits) >= 3  # connections that were ended
     rows = index_rows(connection)
     assert len(rows) == len({name for name, _ in rows}) == 24
