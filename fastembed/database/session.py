@@ -242,8 +242,9 @@ def _is_passing(error: Exception, connection) -> bool:
     """Whether an error tells of the server's moment only, not of what was asked for."""
     if error.pgcode is not None:
         return error.pgcode.startswith(_PASSING_CLASSES) or error.pgcode in _PASSING_CODES
-    if connection is not None:
-        return connection.closed != 0
+    # Without a code it is libpq that speaks; not always does psycopg2 call the connection closed.
+    if connection is not None and connection.closed:
+        return True
     # A name can have several addresses: the last is where libpq gave up.
     text = str(error).lower().rpartition("connection to server")[2]
     return any(passing in text for passing in _PASSING_TEXTS)
