@@ -29,8 +29,11 @@ _PATTERNS = (
         ),
         rf"\1{MASK}",
     ),
-    (re.compile(rf"(?i)(--[\w-]*pass\w*(?:=|\s+))({_QUOTED}|\S+)"), rf"\1{MASK}"),
+    # And what is almost spelt so.
+    (re.compile(rf"(?i)(--[\w-]*(?:pas|pw)\w*(?:=|\s+))({_QUOTED}|\S+)"), rf"\1{MASK}"),
 )
+# Of an argument by itself it is known where it ends: a space may be the password's too.
+_URL = re.compile(r"(://[^:/@\s]*:).*@", re.DOTALL)
 
 
 def redact(text: str, secrets: Iterable[str | None] = ()) -> str:
@@ -59,7 +62,7 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
             shown.append(f"{name}={MASK}" if equals else name)
             follows = not equals
         else:
-            shown.append(redact(argument))
+            shown.append(redact(_URL.sub(rf"\1{MASK}@", argument)))
     return shown
 
 
