@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..records import Item
+from ..staging import no_link
 
 EMBEDDING_TABLE = "image_embeddings"
 
@@ -49,7 +50,7 @@ class Tsv:
         writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
         writer.writerows(row for name, row in rows.items() if name not in self._names)
         self._names |= rows.keys()
-        with self._locked(), self.path.open("ab") as stream:
+        with self._locked(), open(self.path, "ab", opener=no_link) as stream:
             stream.write(text.getvalue().encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -83,7 +84,7 @@ class Tsv:
 
     def _replace(self, rows: Sequence[Sequence[str]]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
+        with open(temporary, "w", encoding="utf-8", newline="", opener=no_link) as stream:
             writer = csv.writer(stream, dialect="excel-tab", lineterminator="\n")
             writer.writerow(self.columns)
             writer.writerows(rows)
@@ -95,7 +96,8 @@ class Tsv:
     def _locked(self) -> Iterator[None]:
         """One process at a time; the lock ends with its process, however it ends."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as stream:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        with open(lock, "w", opener=no_link) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

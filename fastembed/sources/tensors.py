@@ -19,6 +19,15 @@ TENSOR_TABLE = "cpjump1_dinov3_tensors"
 
 _UNDEFINED_TABLE = "42P01"  # SQLSTATE
 
+_ALL = "SELECT tensor_path, text_id FROM {table} ORDER BY tensor_path, text_id"
+# From a row on, with its equals. NULL comes last; what is compared with NULL is not true.
+_FROM = (
+    "SELECT tensor_path, text_id FROM {table} "
+    "WHERE tensor_path > %(path)s OR (tensor_path IS NULL AND %(path)s IS NOT NULL) "
+    "OR (tensor_path IS NOT DISTINCT FROM %(path)s AND (text_id >= %(text)s OR text_id IS NULL)) "
+    "ORDER BY tensor_path, text_id"
+)
+
 
 class TensorTable(ABC):
     """N-channel ``.npy`` tensors, one row (tensor_path, text_id) each.
@@ -125,28 +134,14 @@ class TensorPostgres(TensorTable):
         self._session.stop_waiting()
 
     def _from(self, row: tuple | None) -> tuple:
-        """The query of all rows, or of those from `row` on. NULL comes last, and is equal to
-        itself."""
-        where, arguments = "", []
-        if row is not None:
-            path, text = row
-            texts = "text_id IS NULL" if text is None else "(text_id >= %s OR text_id IS NULL)"
-            arguments = [] if text is None else [text]
-            if path is None:
-                where = f"WHERE tensor_path IS NULL AND {texts}"
-            else:
-                where = (
-                    "WHERE tensor_path > %s OR tensor_path IS NULL "
-                    f"OR (tensor_path = %s AND {texts})"
-                )
-                arguments = [path, path, *arguments]
-        query = "SELECT tensor_path, text_id FROM {table} {where} ORDER BY tensor_path, text_id"
-        return self._sql(query, where), arguments
+        if row is None:
+            return self._sql(_ALL), ()
+        return self._sql(_FROM), dict(zip(("path", "text"), row, strict=True))
 
-    def _sql(self, query: str, where: str = ""):
+    def _sql(self, query: str):
         from psycopg2 import sql
 
-        return sql.SQL(query).format(table=identifier(self.table), where=sql.SQL(where))
+        return sql.SQL(query).format(table=identifier(self.table))
 
     @property
     def _what(self) -> str:
