@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .caches import EmbeddingStore
-from .database import DatabaseError, DBConfig, get_db_connection
+from .database import DatabaseError, DBConfig, get_db_connection, identifier
 from .indexes import EMBEDDING_TABLE, MapTsv
 from .neighbours import search
 
@@ -126,7 +126,9 @@ def fetch_embeddings_and_texts(
     with connection, connection.cursor() as cursor:
         there = []
         for name in (table, *text_tables):
-            cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (name,))
+            cursor.execute(
+                "SELECT to_regclass(%s) IS NOT NULL", (identifier(name).as_string(cursor),)
+            )
             if cursor.fetchone()[0]:
                 there.append(name)
         if table not in there:
@@ -137,7 +139,7 @@ def fetch_embeddings_and_texts(
         aliases = [sql.Identifier(f"t{i}") for i in range(len(texts))]
         joins = sql.SQL(" ").join(
             sql.SQL("LEFT JOIN {} {} ON {}.text_id = e.text_id").format(
-                sql.Identifier(*name.split(".")), alias, alias
+                identifier(name), alias, alias
             )
             for name, alias in zip(texts, aliases, strict=True)
         )
@@ -148,7 +150,7 @@ def fetch_embeddings_and_texts(
             sql.SQL(
                 "SELECT e.embedding_path, {text} FROM {table} e {joins} "
                 "WHERE {text} IS NOT NULL ORDER BY e.id"
-            ).format(text=text, table=sql.Identifier(*table.split(".")), joins=joins)
+            ).format(text=text, table=identifier(table), joins=joins)
         )
         return [EmbeddingText(path, value) for path, value in cursor]
 

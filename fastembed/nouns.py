@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -130,3 +130,11 @@ class Index(Protocol):
         """Drops outputs."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A source or an index that waits for its server when that is away."""
+
+    def stop_waiting(self) -> None:
+        """Whoever waits, now or later, gets the error instead; from any thread. The run ends."""

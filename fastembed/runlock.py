@@ -24,6 +24,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from .staging import no_link
+
 _GUARD = ".fastembed-runs.lock"
 _FILE = re.compile(r"\.fastembed-run-(?P<part>\d+)-of-(?P<parts>\d+)(?:-(?P<name>.+))?\.lock")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -91,7 +93,7 @@ class RunLock:
                     if (holder := _holder(path)) is not None:
                         return holder
                     path.unlink(missing_ok=True)  # its run is gone
-                self._held = self.path.open("w", encoding="utf-8")
+                self._held = open(self.path, "w", encoding="utf-8", opener=no_link)
                 _lock(self._held)
                 json.dump(_here(), self._held)
                 self._held.flush()
@@ -113,7 +115,7 @@ class RunLock:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """One process at a time looks and takes."""
-        with (self.folder / _GUARD).open("w") as stream:
+        with open(self.folder / _GUARD, "w", opener=no_link) as stream:
             _lock(stream, wait=True)
             yield
 

@@ -8,7 +8,7 @@ import os
 import threading
 from pathlib import Path
 
-from .staging import remove_stale_temporaries, temporary_of
+from .staging import no_link, remove_stale_temporaries, temporary_of
 
 FILE_NAME = "fastembed.json"
 
@@ -32,9 +32,9 @@ def claim(folder: Path, settings: dict) -> None:
     remove_stale_temporaries(folder)
     # With the thread: shards may run as threads of one process.
     temporary = temporary_of(folder / f"{FILE_NAME}.{threading.get_ident()}")
-    temporary.write_text(
-        json.dumps({"signature": signature(settings), "settings": settings}, indent=2) + "\n"
-    )
+    with open(temporary, "w", encoding="utf-8", opener=no_link) as stream:
+        json.dump({"signature": signature(settings), "settings": settings}, stream, indent=2)
+        stream.write("\n")
     try:
         # A link, since it fails where a rename would replace: shards may start together.
         os.link(temporary, target)

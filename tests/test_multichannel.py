@@ -210,7 +210,8 @@ def test_failures_decide_the_exit_status(plates, tmp_path, capsys):
 def test_the_database_dies_in_the_middle(
     plates, tmp_path, database, connection, monkeypatch, capsys
 ):
-    """The server drops the connection after some commits; the next run finishes."""
+    """The server drops the connection before each commit: a run goes on over a new one. One that
+    may not try again stops, and the next finishes."""
     from fastembed import indexes
 
     plates.fill(24)
@@ -219,24 +220,36 @@ def test_the_database_dies_in_the_middle(
     commits = []
 
     def dying(self, items):
-        if commits:
-            with get_db_connection(database) as other, other.cursor() as cursor:
-                cursor.execute(
-                    "SELECT pg_terminate_backend(%s)", (self._connection.info.backend_pid,)
-                )
-        commits.append(len(items))
+        with get_db_connection(database) as other, other.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND state = 'idle' "
+                "AND application_name = 'fastembed' AND pid <> ALL(%s)",
+                ([connection.info.backend_pid, other.info.backend_pid],),
+            )
+            commits.append(cursor.rowcount)
         return commit(self, items)
 
-    command = ["multichannel", "--db", database.url, "--output-dir", str(tmp_path / "out"), *SMALL]
+    def run(out: str, *options: str) -> int:
+        return cli.main(
+            ["multichannel", "--db", database.url, "--output-dir", str(tmp_path / out), *SMALL,
+             *options]
+        )  # fmt: skip
+
+    monkeypatch.setattr("fastembed.pipeline.run._COMMIT_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         patch.setattr(indexes.Postgres, "commit", dying)
-        patch.setattr("fastembed.pipeline.run._COMMIT_SECONDS", 0.01)
-        assert cli.main(command) == 1
-    assert "cannot use table image_embeddings" in capsys.readouterr().err
+        assert run("stopped", "--db-retries", "0") == 1
+        error = capsys.readouterr().err
+        assert "cannot use table image_embeddings" in error and "trying again" not in error
+        assert index_rows(connection) == []
+        assert run("out") == 0
+        assert "(1 of 8)" in capsys.readouterr().err
+    assert sum(commits) >= 3  # connections that were ended
     rows = index_rows(connection)
-    assert 0 < len(rows) < 24
-    assert cli.main(command) == 0
-    assert len(index_rows(connection)) == len({n for n, _ in index_rows(connection)}) == 24
+    assert len(rows) == len({name for name, _ in rows}) == 24
+    assert run("stopped") == 0
+    assert len(index_rows(connection)) == 48
 
 
 def test_refusals(plates, tmp_path, capsys, database):
@@ -271,7 +284,8 @@ def test_refusals(plates, tmp_path, capsys, database):
         ([*base[:3], "--db", "host=x password='hunter2", *SMALL], 1, "must be a libpq URL"),
         ([*base[:3], "--db", database.url, *SMALL], 1, "has no table cpjump1_dinov3_tensors"),
         ([*base[:3], "--db-host", "127.0.0.1", "--db-port", "1", "--db-user", "u", "--db-password",
-          "hunter2", *SMALL], 1, "cannot connect to PostgreSQL u@127.0.0.1:1/cpjump1"),
+          "hunter2", "--db-retries", "0", *SMALL],
+         1, "cannot read table cpjump1_dinov3_tensors of u@127.0.0.1:1/cpjump1: "),
     ]  # fmt: skip
     for arguments, status, message in cases:
         assert cli.main(arguments) == status, arguments

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import signature
 from ..records import Item
-from ..staging import remove_stale_temporaries, write_bytes_atomically
+from ..staging import no_link, remove_stale_temporaries, write_bytes_atomically
 from .images import write_tiff
 from .tables import write_json, write_tsv
 from .tiles import Tile
@@ -102,7 +102,7 @@ class TileStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One process at a time; the lock ends with its process, however it ends."""
-        with (self.folder / f".{TABLE}.lock").open("w") as stream:
+        with open(self.folder / f".{TABLE}.lock", "w", opener=no_link) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

@@ -11,8 +11,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from ..database import DatabaseError
+from ..redaction import hide_arguments, redact
 from . import (
     cellpose,
     convert,
@@ -33,6 +35,12 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 _INTERRUPTED = "interrupted; what is committed stays: the same command goes on from there"
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # It repeats what it does not understand, such as half of a key=value string.
+        super().error(redact(message))
+
+
 class Terminated(BaseException):
     """SIGTERM arrived."""
 
@@ -43,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: all done. 1: the run stopped (database, disk, model). 2: the options make no sense.
     3: done, but samples failed (see failures.jsonl). 130, 143: interrupted, terminated.
     """
+    if argv is None:
+        hide_arguments(sys.argv[1:])
     parser = build_parser()
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
@@ -60,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastembed",
         description="Image data sets into embedding caches, with numbers that can be trusted.",
         epilog="fastembed COMMAND --help explains a command.",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..database import DEFAULT_DATABASE, embedded
+from ..database import DEFAULT_DATABASE, embedded, identifier
 from ..datasets import EmbeddingTextDataset, fetch_embeddings_and_texts, get_db_connection
 from ..sources import TENSOR_TABLE
 from .options import Formatter, positive
@@ -82,15 +82,19 @@ def run(options: argparse.Namespace) -> int:
     postgres = folder / "embeddings_postgres"
     print(f"2. Starting PostgreSQL in {postgres} and filling its tables")
     database = embedded(postgres)
+    from psycopg2 import sql  # an extra, as the server is
+
     connection = get_db_connection(database)
     with connection, connection.cursor() as cursor:
-        cursor.execute(
-            f"CREATE TABLE IF NOT EXISTS {TENSOR_TABLE}(tensor_path TEXT, text_id INTEGER)"
-        )
-        cursor.execute("CREATE TABLE IF NOT EXISTS prompts(text_id INTEGER PRIMARY KEY, text TEXT)")
-        cursor.execute(f"TRUNCATE {TENSOR_TABLE}, prompts")
-        cursor.executemany(f"INSERT INTO {TENSOR_TABLE} VALUES (%s, %s)", rows)
-        cursor.executemany("INSERT INTO prompts VALUES (%s, %s)", list(enumerate(PROMPTS)))
+
+        def execute(statement: str, rows=((),)) -> None:
+            cursor.executemany(sql.SQL(statement).format(identifier(TENSOR_TABLE)), rows)
+
+        execute("CREATE TABLE IF NOT EXISTS {}(tensor_path TEXT, text_id INTEGER)")
+        execute("CREATE TABLE IF NOT EXISTS prompts(text_id INTEGER PRIMARY KEY, text TEXT)")
+        execute("TRUNCATE {}, prompts")
+        execute("INSERT INTO {} VALUES (%s, %s)", rows)
+        execute("INSERT INTO prompts VALUES (%s, %s)", list(enumerate(PROMPTS)))
 
     command = [
         "multichannel", "--db", "embedded", "--db-name", DEFAULT_DATABASE,

@@ -28,6 +28,13 @@ def positive(text: str) -> int:
     return number
 
 
+def whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0; got {text}")
+    return number
+
+
 def threads(text: str) -> int:
     """A number of threads; 0, as PyTorch's loaders take it, is one."""
     return 1 if text == "0" else positive(text)
@@ -70,6 +77,14 @@ def add_database(group: argparse._ArgumentGroup) -> None:
         metavar="PASSWORD",
         help="other users can see it in the process list: PGPASSWORD or ~/.pgpass are better",
     )
+    group.add_argument(
+        "--db-retries",
+        type=whole,
+        default=8,
+        metavar="N",
+        help="how often to try again where the server is away, with growing pauses; default 8, "
+        "about two minutes",
+    )
 
 
 def database_of(arguments: argparse.Namespace) -> DBConfig | None:
@@ -91,6 +106,7 @@ def database_of(arguments: argparse.Namespace) -> DBConfig | None:
         user=arguments.db_user,
         password=arguments.db_password,
         url=arguments.db,
+        retries=arguments.db_retries,
     )
 
 

@@ -142,8 +142,11 @@ def _check_database(parsed: argparse.Namespace, where: str) -> None:
                 "the embedded PostgreSQL serves one machine: name a --db or a --manifest"
             )
         return
-    url = parsed.db or ""
-    if parsed.db_password or DBConfig(url=url).redact(url) != url:
+    try:
+        config = DBConfig(url=parsed.db, password=parsed.db_password)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if config.has_password:
         raise UsageError(
             "a password in the command would stand in a script: use PGPASSWORD or ~/.pgpass"
         )

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from ..engines.engine import Engine
-from ..nouns import Index, Inputs, Recipe, Result, Sink, Source
+from ..nouns import Index, Inputs, Recipe, Result, Sink, Source, Waiting
 from ..npy import PixelBuffer
 from ..records import Item
 from ..report import Report
@@ -122,6 +122,7 @@ class Run:
         signal handlers: takes no lock."""
         self.stopping = True
         self.ring.interrupt()
+        self._stop_waiting()
 
     def go(self, items: Iterator[Item], done: set[str], shard: tuple[int, int]) -> None:
         start = time.perf_counter()
@@ -354,6 +355,13 @@ class Run:
             self.error = self.error or error
         self.ring.abort()
         self.completed.abort()
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        """Whatever waits for a server that is away: the run ends, and does not wait for it."""
+        for noun in (self.source, self.index):
+            if isinstance(noun, Waiting):
+                noun.stop_waiting()
 
 
 def batches_in_flight(engine: Engine) -> int:

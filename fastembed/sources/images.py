@@ -85,7 +85,11 @@ class ImageFolder:
             path = os.fsencode(raw).decode("utf-8", "backslashreplace")
             if path != raw:
                 self._unnameable.add(path)
-            if not entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link in a circle: as a file it fails by itself, not the listing
+                is_folder = False
+            if not is_folder:
                 if entry.name.lower().endswith(EXTENSIONS):
                     yield path
                 else:

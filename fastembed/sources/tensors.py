@@ -6,15 +6,27 @@ import csv
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from .. import npy
-from ..database import DatabaseError, DBConfig, database_error, get_db_connection, import_psycopg2
+from ..database import DatabaseError, DBConfig, Session, identifier
 from ..records import Item
 
 TENSOR_TABLE = "cpjump1_dinov3_tensors"
+
+_UNDEFINED_TABLE = "42P01"  # SQLSTATE
+
+_ALL = "SELECT tensor_path, text_id FROM {table} ORDER BY tensor_path, text_id"
+# From a row on, with its equals. NULL comes last; what is compared with NULL is not true.
+_FROM = (
+    "SELECT tensor_path, text_id FROM {table} "
+    "WHERE tensor_path > %(path)s OR (tensor_path IS NULL AND %(path)s IS NOT NULL) "
+    "OR (tensor_path IS NOT DISTINCT FROM %(path)s AND (text_id >= %(text)s OR text_id IS NULL)) "
+    "ORDER BY tensor_path, text_id"
+)
 
 
 class TensorTable(ABC):
@@ -85,43 +97,67 @@ class TensorCsv(TensorTable):
 class TensorPostgres(TensorTable):
     """Rows of a PostgreSQL table (tensor_path TEXT, text_id INTEGER), ordered by both.
 
-    A server-side cursor streams them: memory does not grow with the table.
+    A server-side cursor streams them: memory does not grow with the table. A listing whose
+    connection is lost goes on behind the last row (`DBConfig.retries`).
 
     Raises:
-        DatabaseError: the server cannot be reached, or the table is missing.
+        DatabaseError: the server does not come back, or the table is missing.
     """
 
     def __init__(self, config: DBConfig, table: str = TENSOR_TABLE) -> None:
         self.config = config
         self.table = table
+        self._session = Session(config)
 
     def items(self) -> Iterator[Item]:
-        query = "SELECT tensor_path, text_id FROM {} ORDER BY tensor_path, text_id"
-        for tensor_path, text_id in self._rows(query, cursor="fastembed_items"):
-            yield tensor_item(tensor_path, text_id)
+        self._session.allow_waiting()
+        return self._items()
+
+    def _items(self) -> Iterator[Item]:
+        with self._table_is_there():
+            for row in self._session.stream(self._from, self._what):
+                yield tensor_item(*row)
 
     def count(self) -> int:
-        return next(self._rows("SELECT count(*) FROM {}"))[0]
+        def count(cursor) -> int:
+            cursor.execute(self._sql("SELECT count(*) FROM {table}"))
+            return cursor.fetchone()[0]
 
-    def _rows(self, query: str, cursor: str | None = None) -> Iterator[tuple]:
-        psycopg2 = import_psycopg2()
+        try:
+            with self._table_is_there():
+                return self._session.transact(count, self._what)
+        finally:
+            self._session.close()
+
+    def stop_waiting(self) -> None:
+        """Ends the wait for a server that is away, with its error; see `nouns.Waiting`."""
+        self._session.stop_waiting()
+
+    def _from(self, row: tuple | None) -> tuple:
+        if row is None:
+            return self._sql(_ALL), ()
+        return self._sql(_FROM), dict(zip(("path", "text"), row, strict=True))
+
+    def _sql(self, query: str):
         from psycopg2 import sql
 
-        connection = get_db_connection(self.config)
+        return sql.SQL(query).format(table=identifier(self.table))
+
+    @property
+    def _what(self) -> str:
+        return f"cannot read table {self.table} of {self.config}"
+
+    @contextmanager
+    def _table_is_there(self) -> Iterator[None]:
         try:
-            with connection.cursor(name=cursor) as rows:
-                rows.execute(sql.SQL(query).format(sql.Identifier(*self.table.split("."))))
-                yield from rows
-        except psycopg2.errors.UndefinedTable:
+            yield
+        except DatabaseError as error:
+            if error.sqlstate != _UNDEFINED_TABLE:
+                raise
             raise DatabaseError(
                 f"{self.config} has no table {self.table}: create it with the columns "
                 "(tensor_path TEXT, text_id INTEGER), or list the samples in a CSV (--manifest)"
             ) from None
-        except psycopg2.Error as error:
-            what = f"cannot read table {self.table} of {self.config}"
-            raise database_error(what, error, self.config) from None
-        finally:
-            connection.close()
 
     def __str__(self) -> str:
         return f"{self.config} {self.table}"

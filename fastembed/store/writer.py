@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ..caches import holds_store
 from ..records import Embedded, Item
+from ..staging import no_link
 from . import journal
 from .merge import INDEX, check_writable, current, merge
 
@@ -158,7 +159,7 @@ class _Lock:
     def share(self) -> None:
         """Waits for a merge."""
         if self._shared is None:
-            stream = self._path.open("a")
+            stream = open(self._path, "a", opener=no_link)
             fcntl.flock(stream, fcntl.LOCK_SH)
             self._shared = stream
 
@@ -169,7 +170,7 @@ class _Lock:
         if self._shared is not None:
             self._shared.close()
             self._shared = None
-        with self._path.open("a") as stream:
+        with open(self._path, "a", opener=no_link) as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

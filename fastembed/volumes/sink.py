@@ -23,9 +23,8 @@ import numpy as np
 import torch
 
 from ..records import Item
-from ..staging import sync_folder, write_bytes_atomically
+from ..staging import no_link, sync_folder, write_bytes_atomically
 from .files import (
-    LAYOUTS,
     METADATA,
     Form,
     array_paths,
@@ -84,10 +83,10 @@ class VolumeFiles:
     def remove(self, name: str) -> None:
         # Metadata first: arrays without them are nothing, and they without arrays a lie.
         metadata_path(self.folder, name).unlink(missing_ok=True)
-        for layout in LAYOUTS:
-            for path in array_paths(self.folder, name, layout).values():
-                shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(self.folder / f"{name}.ome.zarr", ignore_errors=True)
+        # The group first: its arrays lie in it, and it may be a link.
+        _remove_tree(self.folder / f"{name}.ome.zarr")
+        for path in array_paths(self.folder, name, "files").values():
+            _remove_tree(path)
 
     def write(self, result: VolumeFeatures) -> None:
         """Writes a volume's arrays, durably, and its metadata beside their final name."""
@@ -133,7 +132,7 @@ class VolumeFiles:
 
     def _lock(self, name: str) -> None:
         """This process alone writes the volume, until it is in place or the process ends."""
-        lock = (self.folder / f".{name}.lock").open("w")
+        lock = open(self.folder / f".{name}.lock", "w", opener=no_link)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -242,3 +241,11 @@ class VolumeMetadata:
 
 def _disk_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _remove_tree(path: Path) -> None:
+    """A folder, or a link in its place: never what that leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import shutil
-import tempfile
+import uuid
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -108,7 +108,7 @@ class EngineFolder:
 
     def references(self) -> list[torch.Tensor]:
         """What the model gives in float32, for `Gate`."""
-        with np.load(self.path / REFERENCES) as arrays:
+        with np.load(self.path / REFERENCES, allow_pickle=False) as arrays:
             return [torch.from_numpy(arrays[name]) for name in arrays.files]
 
     def plan(self, key: Mapping[str, Any]) -> bytes | None:
@@ -201,9 +201,10 @@ def _same(path: Path, key: str) -> EngineFolder:
 def _appearing(target: Path):
     """A new folder that takes the name `target` when it is complete, and vanishes otherwise."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    # Not of tempfile, whose folders are their owner's alone whatever the umask.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
     try:
-        temporary.chmod(0o755)  # a temporary folder starts as its owner's alone
         yield temporary
         try:
             temporary.rename(target)

@@ -1,9 +1,4 @@
-"""Which samples are done: a sample is done when its row is committed here.
-
-`Tsv` and `Postgres` hold ``image_embeddings``: the embedding's path and the sample's text_id;
-`SegmentTsv` and `ImageTsv` the segments of photos; `MapTsv` images and their maps. No index holds
-a path twice.
-"""
+"""Indexes in a file of tab-separated values in the output folder."""
 
 from __future__ import annotations
 
@@ -15,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .database import DBConfig, database_error, get_db_connection, import_psycopg2
-from .records import Item
+from ..records import Item
+from ..staging import no_link
 
 EMBEDDING_TABLE = "image_embeddings"
 
@@ -55,7 +50,7 @@ class Tsv:
         writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
         writer.writerows(row for name, row in rows.items() if name not in self._names)
         self._names |= rows.keys()
-        with self._locked(), self.path.open("ab") as stream:
+        with self._locked(), open(self.path, "ab", opener=no_link) as stream:
             stream.write(text.getvalue().encode())
             stream.flush()
             os.fsync(stream.fileno())
@@ -89,7 +84,7 @@ class Tsv:
 
     def _replace(self, rows: Sequence[Sequence[str]]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
+        with open(temporary, "w", encoding="utf-8", newline="", opener=no_link) as stream:
             writer = csv.writer(stream, dialect="excel-tab", lineterminator="\n")
             writer.writerow(self.columns)
             writer.writerows(rows)
@@ -101,7 +96,8 @@ class Tsv:
     def _locked(self) -> Iterator[None]:
         """One process at a time; the lock ends with its process, however it ends."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as stream:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        with open(lock, "w", opener=no_link) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
@@ -156,88 +152,3 @@ class MapTsv(Tsv):
 
     def _name(self, row: Sequence[str]) -> str:
         return row[0]
-
-
-class Postgres:
-    """Table ``image_embeddings(id SERIAL PRIMARY KEY, embedding_path TEXT, text_id INTEGER)``.
-
-    Created if it is missing, then with a unique index on embedding_path. A table that exists
-    without one gets no duplicate either: rows are inserted where their path is not there,
-    under a lock. Paths are absolute. Rows of other folders are left alone.
-
-    Raises:
-        DatabaseError: the server cannot be reached or refuses; the run can be repeated.
-    """
-
-    def __init__(self, config: DBConfig, folder: str | Path, table: str = EMBEDDING_TABLE) -> None:
-        self.config = config
-        self.table = table
-        self.prefix = f"{Path(folder).resolve()}/"
-        self._connection = None
-
-    def open(self) -> set[str]:
-        """Names of the samples that are committed with a path in this folder."""
-        self._connection = get_db_connection(self.config)
-        with self._transaction() as cursor:
-            cursor.execute("SELECT to_regclass(%s)", (self.table,))
-            if cursor.fetchone()[0] is None:
-                self._execute(
-                    cursor,
-                    "CREATE TABLE {table} "
-                    "(id SERIAL PRIMARY KEY, embedding_path TEXT NOT NULL, text_id INTEGER)",
-                )
-                self._execute(cursor, "CREATE UNIQUE INDEX ON {table} (embedding_path)")
-            self._execute(
-                cursor,
-                "SELECT embedding_path FROM {table} WHERE starts_with(embedding_path, %s)",
-                (self.prefix,),
-            )
-            return {Path(path).stem for (path,) in cursor}
-
-    def commit(self, items: Sequence[Item]) -> None:
-        """Adds rows in one transaction: all committed when this returns."""
-        paths = [f"{self.prefix}{item.name}.npy" for item in items]
-        texts = [item.fields["text_id"] for item in items]
-        with self._transaction() as cursor:
-            self._execute(
-                cursor,
-                "INSERT INTO {table} (embedding_path, text_id) "
-                "SELECT path, text FROM unnest(%s::text[], %s::integer[]) AS new(path, text) "
-                "WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE embedding_path = path)",
-                (paths, texts),
-            )
-
-    def remove(self, names: set[str]) -> None:
-        """Drops the rows of these samples."""
-        paths = [f"{self.prefix}{name}.npy" for name in names]
-        with self._transaction() as cursor:
-            self._execute(cursor, "DELETE FROM {table} WHERE embedding_path = ANY(%s)", (paths,))
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
-    def exists(self) -> bool:
-        """Whether the table has rows of this folder."""
-        return bool(self.open())
-
-    def __str__(self) -> str:
-        return f"{self.config} {self.table}"
-
-    def _execute(self, cursor, query: str, arguments: tuple = ()) -> None:
-        from psycopg2 import sql
-
-        table = sql.Identifier(*self.table.split("."))
-        cursor.execute(sql.SQL(query).format(table=table), arguments)
-
-    @contextmanager
-    def _transaction(self) -> Iterator:
-        """A cursor whose work is committed at the end; one writer at a time."""
-        psycopg2 = import_psycopg2()
-        try:
-            with self._connection, self._connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", (self.table,))
-                yield cursor
-        except psycopg2.Error as error:
-            what = f"cannot use table {self.table} of {self.config}"
-            raise database_error(what, error, self.config) from None
