@@ -23,6 +23,7 @@ from . import (
     parity,
     show,
     submit,
+    verify,
     volumes,
 )
 from .options import Formatter, UsageError
@@ -76,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add(commands)
     parity.add(commands)
     show.add(commands)
+    verify.add(commands)
     submit.add(commands)
     demo.add(commands)
     _add_info(commands)

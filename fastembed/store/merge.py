@@ -42,18 +42,24 @@ def check_writable(folder: Path) -> None:
             )
 
 
-def merge(folder: Path, order: Sequence[str], drop: Set[str] = frozenset()) -> None:
+def merge(
+    folder: Path,
+    order: Sequence[str],
+    drop: Set[str] = frozenset(),
+    lost: Set[int] = frozenset(),
+) -> None:
     """Leaves one store with all that is committed, less what is named in `drop`, and no logs.
 
     For whoever has the folder alone. Memory grows with the index, not with the vectors.
 
     Args:
         order: columns of the index that sort it. Names settle what is equal in them.
+        lost: shards that cannot be read; all that they held must be in `drop`.
     """
     old = current(folder)
     logs = [(path, log) for path in journal.paths(folder) if len(log := journal.Log(path))]
     if logs or (old and drop):
-        sources = [Shards(old / ARRAY)] if old else []
+        sources = [Shards(old / ARRAY, lost)] if old else []
         tables = [pq.read_table(old / INDEX).drop_columns("row")] if old else []
         places = [np.arange(len(source)) for source in sources]
         for _, log in logs:
