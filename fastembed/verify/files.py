@@ -76,6 +76,7 @@ class FileCache(ABC):
     def __init__(self, folder: Path, index: Tsv | Postgres | None, dtype: str = "") -> None:
         self.folder, self.index, self.dtype = folder, index, dtype
         self._rows: dict[str, Row] = {}
+        self._rows_known = True
 
     # What each kind says of itself -----------------------------------------------------
 
@@ -134,6 +135,7 @@ class FileCache(ABC):
     def _read_rows(self, verdict: Verdict) -> dict[str, Row]:
         self._rows = {}
         if self.index is None:
+            self._rows_known = False
             verdict.notes.append(
                 f"there is no {Tsv.file_name}, and no database was given (--db ..): files are "
                 "checked against their checksums only"
@@ -146,7 +148,7 @@ class FileCache(ABC):
 
     def _expected(self, rows: Mapping[str, Row], listed: Listed, there: set[str]) -> dict[str, str]:
         """The output of each file that must be there."""
-        if self.index is not None:
+        if self._rows_known:
             return {file: name for name in rows for file in self.files_of(name, listed.sums)}
         owners = {file: self.owner_of(file, there, listed.sums) for file in {*there, *listed.sums}}
         return {file: name for file, name in owners.items() if name is not None}
@@ -296,7 +298,7 @@ class FileCache(ABC):
     def withdraw(self, verdict: Verdict) -> set[str]:
         """Rows first: a row without its file would be worse than a file without its row."""
         names = verdict.to_make
-        if names and self.index is None:
+        if names and not self._rows_known:
             raise ValueError(f"the rows of {self.folder} are in a database: give it by --db ..")
         if isinstance(self.index, Tsv):
             index_rows.keep(self.index, [r for name, r in self._rows.items() if name not in names])

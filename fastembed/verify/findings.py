@@ -18,12 +18,13 @@ ORPHAN = "no row"  # a file of ours without an index row: a killed run leaves su
 STRAY = "no file"  # a checksum without a file and a row: a killed run may leave such
 LIST = "checksums"  # a damaged line of the list of checksums, or what lost its line by it
 OPEN = "open"  # a list of checksums that no finished run has sealed
+STALE = "stale"  # a table that is not that of its records; any run makes it anew
 SETTINGS = "settings"  # the settings file, or the record of commands
 TEMPORARY = "temporary"  # what a killed run left half-written
 UNMERGED = "unmerged"  # vectors that are committed, but not in the store yet
 
 # What a killed run leaves; the next run makes it good.
-_LEFT_BEHIND = (ORPHAN, STRAY, OPEN, TEMPORARY, UNMERGED)
+_LEFT_BEHIND = (ORPHAN, STRAY, OPEN, STALE, TEMPORARY, UNMERGED)
 
 
 @dataclass(frozen=True)

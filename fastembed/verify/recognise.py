@@ -96,7 +96,7 @@ def _cache(
     if settings.get("job") == "cellpose infer" or (folder / "tiles").is_dir():
         from .cellpose import TilesOf
 
-        return TilesOf(folder)
+        return TilesOf(folder, settings)
     if isinstance(form, dict) or any(folder.glob("volume_*_metadata.json*")):
         from .volumes import VolumesOf
 
