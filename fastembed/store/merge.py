@@ -21,6 +21,7 @@ from .shards import Shards
 
 ARRAY = "embeddings.zarr"
 INDEX = "index.parquet"
+FINGERPRINTS = "shards.crc"
 _STORE = re.compile(r"store-[0-9a-f]{16}|\.store-building")
 _BUILDING = ".store-building"
 _ROW_GROUP = 1 << 17
@@ -131,11 +132,28 @@ def _build(folder: Path, index: pa.Table, sources: list, old: Path | None) -> Pa
         return rows
 
     shards.write(building / ARRAY, (len(index), dim), dtype, {"fastembed": about}, shard)
+    _write_fingerprints(building, len(index), dim, dtype)
     for path in [*building.rglob("*"), building]:
         journal.sync(path)
     shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before it flipped
     os.rename(building, final)
     return final
+
+
+def fingerprints(store: Path) -> list[str]:
+    """Of a store's shards, as they were when it was built; of earlier versions' stores none."""
+    path = store / FINGERPRINTS
+    return path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+
+
+def _write_fingerprints(store: Path, rows: int, dim: int, dtype: np.dtype) -> None:
+    lines = [
+        shards.fingerprint(
+            shards.shard_path(store / ARRAY, number), shards.shard_rows(rows, number), dim, dtype
+        )
+        for number in range(-(-rows // shards.SHARD_ROWS))
+    ]
+    (store / FINGERPRINTS).write_text("".join(f"{line}\n" for line in lines))
 
 
 def _is_shard(of: np.ndarray, place: np.ndarray, number: int, old_rows: int) -> bool:

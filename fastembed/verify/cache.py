@@ -130,3 +130,13 @@ def tell_temporary(verdict: Verdict, name: str) -> None:
     """Counts a temporary file, unless a process that is alive writes it."""
     if not staging.is_being_written(name.rpartition("/")[2]):
         verdict.add(TEMPORARY, name, "left half-written by a run that was stopped")
+
+
+def tell_set_aside(verdict: Verdict, folder: Path) -> None:
+    """Counts what earlier repairs took out and nothing has made again."""
+    count = sum(path.is_file() for path in (folder / SET_ASIDE).rglob("*"))
+    if count:
+        verdict.notes.append(
+            f"{count} files are set aside in {SET_ASIDE}/: they were damaged, and nothing has made "
+            "them again"
+        )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..database import DBConfig
 from ..runlock import RunLock
-from .cache import Effort, Progress
-from .findings import Verdict
+from .cache import Cache, Effort, Progress, tell_set_aside
+from .findings import Finding, Verdict
 from .recognise import recognise, restore_settings
 
 
@@ -62,9 +62,7 @@ def verify(
         ImportError: a package that this kind of output needs is not installed.
     """
     cache, findings = recognise(Path(folder).resolve(), database)
-    verdict = cache.check(Effort(threads, quick, sample), progress)
-    verdict.findings[:0] = findings
-    return verdict
+    return _check(cache, findings, Effort(threads, quick, sample), progress)
 
 
 def repair(
@@ -101,8 +99,7 @@ def repair(
         cache, findings = recognise(folder, database)
         if findings and restore_settings(folder):
             cache, _ = recognise(folder, database)
-        before = cache.check(Effort(threads), progress)
-        before.findings[:0] = findings
+        before = _check(cache, findings, Effort(threads), progress)
         if before.sound:
             return Repair(before, set(), before)
         names = cache.withdraw(before)
@@ -111,9 +108,17 @@ def repair(
     with RunLock(folder):
         cache, findings = recognise(folder, database)
         cache.tidy()
-        after = cache.check(Effort(threads), progress)
-        after.findings[:0] = findings
+        after = _check(cache, findings, Effort(threads), progress)
     return Repair(before, names, after)
+
+
+def _check(
+    cache: Cache, findings: list[Finding], effort: Effort, progress: Progress | None
+) -> Verdict:
+    verdict = cache.check(effort, progress)
+    verdict.findings[:0] = findings
+    tell_set_aside(verdict, cache.folder)
+    return verdict
 
 
 def committed(folder: str | Path, database: DBConfig | None = None) -> set[str]:

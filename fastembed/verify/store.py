@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from .. import commands, signature, staging
 from ..store import journal, shards
-from ..store.merge import ARRAY, INDEX, current, merge
+from ..store.merge import ARRAY, FINGERPRINTS, INDEX, current, fingerprints, merge
 from ..store.writer import Zarr
 from .cache import (
     SET_ASIDE,
@@ -98,11 +98,18 @@ class StoreOf:
         count = -(-len(self._names) // shards.SHARD_ROWS)
         verdict.files = -(-len(self._names) // shards.CHUNK_ROWS)
         read = set(effort.chosen(range(count)))
+        prints: list[str | None] = [*fingerprints(store)]
+        if not prints:
+            verdict.notes.append("a store of an earlier version: it has no fingerprints of shards")
+            prints = [None] * count
+        elif len(prints) != count:
+            verdict.add(DAMAGED, FINGERPRINTS, f"it has {len(prints)} lines; shards are {count}")
+            prints += [""] * count
 
         def look(number: int) -> tuple[int, str, Sequence[int]]:
             rows = shards.shard_rows(len(self._names), number)
             path = shards.shard_path(store / ARRAY, number)
-            return number, *shards.faults(path, rows, dim, dtype, number in read)
+            return number, *shards.faults(path, rows, dim, dtype, prints[number], number in read)
 
         for number, reason, chunks in each(look, range(count), effort.threads, group=1):
             start = number * shards.SHARD_ROWS
