@@ -116,6 +116,9 @@ class Sink(Protocol):
     def remove(self, name: str) -> None:
         """Removes an output, if it is there."""
 
+    def close(self) -> None:
+        """The run ends: nothing is written any more. Before the index closes."""
+
 
 class Index(Protocol):
     """Which outputs are done: those that are committed here."""

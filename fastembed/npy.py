@@ -95,6 +95,20 @@ def encoded(array: np.ndarray) -> bytes:
     return _written_header(array.dtype, array.shape) + array.tobytes()
 
 
+def decoded(content: bytes) -> np.ndarray:
+    """The array that the bytes of a .npy file hold, whole; a view of them.
+
+    Raises:
+        ValueError: not .npy, too few bytes or too many.
+    """
+    shape, fortran_order, dtype, offset = _header_of(content[:_HEADER_GUESS])
+    expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if len(content) != expected:
+        raise ValueError(f"the header promises {expected} bytes; found {len(content)}")
+    values = np.frombuffer(content, dtype, offset=offset)
+    return values.reshape(shape, order="F" if fortran_order else "C")
+
+
 @functools.lru_cache(maxsize=64)
 def _written_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     stream = io.BytesIO()
@@ -107,7 +121,10 @@ def _read_header(descriptor: int, size: int) -> tuple[tuple[int, ...], bool, np.
     """(shape, Fortran order, dtype, offset of the data)."""
     if size == 0:
         raise ValueError("the file is empty (0 bytes)")
-    start = os.pread(descriptor, _HEADER_GUESS, 0)
+    return _header_of(os.pread(descriptor, _HEADER_GUESS, 0))
+
+
+def _header_of(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     usual = _HEADER.match(start)
     if usual and int.from_bytes(usual["short"] or usual["long"], "little") == len(usual["text"]):
         shape = tuple(int(length) for length in usual["shape"].rstrip(b",").split(b", "))

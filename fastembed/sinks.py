@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import npy, signature
+from .checksums import Checksums
 from .records import Embedded, Item, Maps
 from .staging import StagedFiles, remove_stale_temporaries
 
@@ -36,13 +37,14 @@ class NpyPerSample:
     def __init__(self, folder: str | Path, prefix: str = "emb_") -> None:
         self.folder = Path(folder).resolve()
         self.pattern = re.compile(re.escape(prefix) + ".*", re.DOTALL)
-        self.files = StagedFiles(self.folder)
+        self.files = StagedFiles(self.folder, Checksums(self.folder))
 
     def open(self) -> set[str]:
         """Makes the folder ready; returns the names of the outputs that are in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_stale_temporaries(self.folder)
-        self.files = StagedFiles(self.folder)  # afresh: what failed before does not count now
+        # Afresh: what failed before does not count now.
+        self.files = StagedFiles(self.folder, Checksums(self.folder))
         with os.scandir(self.folder) as entries:
             names = [entry.name for entry in entries]
         return {
@@ -66,6 +68,10 @@ class NpyPerSample:
     def flush(self) -> None:
         """All that was written so far is complete and on disk when this returns."""
         self.files.flush()
+
+    def close(self) -> None:
+        """Leaves the list of checksums sorted."""
+        self.files.close()
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
@@ -147,12 +153,13 @@ class MapFiles:
                 f"outputs must have one of map and processed, and any map@K; "
                 f"got {', '.join(self.suffixes)}"
             )
-        self.files = StagedFiles(self.folder)
+        self.files = StagedFiles(self.folder, Checksums(self.folder))
         self._layers: dict[str, list[str]] = {}  # also of blocks that are no output now
 
     def open(self) -> set[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.files = StagedFiles(self.folder)  # afresh: what failed before does not count now
+        # Afresh: what failed before does not count now.
+        self.files = StagedFiles(self.folder, Checksums(self.folder))
         if not (self.folder / signature.FILE_NAME).exists():
             return set()
         suffixes = [*self.suffixes.values(), "_mask.npy"]
@@ -189,6 +196,10 @@ class MapFiles:
     def flush(self) -> None:
         """All that was written so far is complete and on disk when this returns."""
         self.files.flush()
+
+    def close(self) -> None:
+        """Leaves the list of checksums sorted."""
+        self.files.close()
 
     def remove(self, name: str) -> None:
         for suffix in (".npy", "_mask.npy", ".json", *self._layers.get(name, ())):

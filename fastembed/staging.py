@@ -16,18 +16,31 @@ import re
 import socket
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checksums import Checksums
 
 # Where syncfs returns when data, metadata and the disk's cache are flushed, and tells of what
 # failed. Elsewhere (network, FUSE, overlay, unknown) each file is synchronised by itself.
 _SYNCED_WHOLE = ("ext4", "xfs")
 _TELLS_ERRORS = (5, 8)  # the Linux from which it does
+_THEIRS = re.compile(r"\..*[A-Za-z][^./]*-\d+\.tmp", re.DOTALL)  # any host's
 
 
 class StagedFiles:
-    """Files of a folder, and of folders in it, that `flush` makes durable and visible."""
+    """Files of a folder, and of folders in it, that `flush` makes durable and visible.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: must exist when the first file is written.
+        checksums: the folder's list. It gets a line of every file, which is on disk before the
+            file has its name: with the files' own wait where the file system is synchronised
+            whole.
+    """
+
+    def __init__(self, folder: Path, checksums: Checksums | None = None) -> None:
         self.folder = folder
+        self.checksums = checksums
         self._lock = threading.Lock()
         self._staged: list[tuple[Path, Path]] = []
         # Of the folder, open while files are staged: syncfs tells of errors since it was opened.
@@ -50,6 +63,8 @@ class StagedFiles:
             self._check_inside(path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_new(temporary, content, sync=not self._whole)
+            if self.checksums is not None:
+                self.checksums.note(name, content)
             with self._lock:
                 self._check()
                 self._staged.append((temporary, path))
@@ -70,6 +85,8 @@ class StagedFiles:
         if self._descriptor is None:
             return
         try:
+            if self.checksums is not None:
+                self.checksums.append(sync=not self._whole)
             if self._whole:
                 _syncfs(self._descriptor)
             folders = self._folders()
@@ -83,6 +100,11 @@ class StagedFiles:
             raise
         os.close(self._descriptor)
         self._descriptor = None
+
+    def close(self) -> None:
+        """Leaves the list of checksums sorted."""
+        if self.checksums is not None:
+            self.checksums.close()
 
     def _folders(self) -> set[Path]:
         """Those whose names change: of the files, and of the folders that may be new."""
@@ -136,11 +158,22 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 def remove_stale_temporaries(folder: Path) -> None:
     """Deletes the temporary files that a killed process of this host left in `folder`."""
-    ours = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.tmp", re.DOTALL)
+    ours = _ours()
     for path in folder.glob(".*.tmp"):
         owner = ours.fullmatch(path.name)
         if owner and not _is_alive(int(owner[1])):
             path.unlink(missing_ok=True)
+
+
+def is_being_written(name: str) -> bool:
+    """Whether the process whose temporary file this is may be alive: on another host, it may."""
+    if owner := _ours().fullmatch(name):
+        return _is_alive(int(owner[1]))
+    return _THEIRS.fullmatch(name) is not None
+
+
+def _ours() -> re.Pattern[str]:
+    return re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)\.tmp", re.DOTALL)
 
 
 def temporary_of(path: Path) -> Path:

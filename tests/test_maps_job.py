@@ -97,8 +97,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.suffix in (".npy", ".tsv", ".json")
-        and not path.name.startswith((".", "fastembed.json"))
+        if path.suffix in (".npy", ".tsv", ".json") and not path.name.startswith((".", "fastembed"))
     }
 
 
@@ -621,7 +620,7 @@ def test_resume_and_shards_give_the_bytes_of_one_run(tmp_path):
         run(folder, tmp_path / "three", **options, shard=(i, 3))
     whole = outputs(tmp_path / "one")
     assert outputs(tmp_path / "three") == whole
-    assert len(whole) == 3 * 18 + 1
+    assert len(whole) == 3 * 18 + 2  # index and checksums
     assert "photo_003_jpg_mask.npy" in whole and "sub/deep/photo_001.json" in whole
 
     index = tmp_path / "three" / "maps.tsv"
@@ -670,7 +669,7 @@ def test_settings_never_mix_and_overwrite_leaves_what_is_not_ours(tmp_path):
     run(folder, out, overwrite=True)
     there = outputs(out)
     assert set(there) == {
-        "maps.tsv", "notes.npy", "my_layer3.npy", "photo_000_layers.npy",
+        "maps.tsv", "checksums.tsv", "notes.npy", "my_layer3.npy", "photo_000_layers.npy",
         *(f"photo_{i:03d}{end}.npy" for i in range(3) for end in ("", "_mask")),
     }  # fmt: skip
     assert there["notes.npy"] == b"mine"
@@ -721,7 +720,7 @@ def test_kill_minus_nine_and_again(tmp_path, monkeypatch):
     assert cli.main([*command, str(out)]) == 0
     assert cli.main([*command, str(tmp_path / "whole")]) == 0
     assert outputs(out) == outputs(tmp_path / "whole")
-    assert len(rows_of(out)) == 60 and len(outputs(out)) == 4 * 60 + 1
+    assert len(rows_of(out)) == 60 and len(outputs(out)) == 4 * 60 + 2
     assert not list(out.glob(".*.tmp"))
 
 

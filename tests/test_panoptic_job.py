@@ -589,7 +589,7 @@ def test_command_line(coco, tmp_path, tiny_models, capsys):
     assert (out / "notes.npy").read_bytes() == b"mine" and len(rows_of(out)) == 12
     assert cli.main([*seed, "--format", "npz", "--overwrite"]) == 0
     assert set(outputs(out)) == {
-        "notes.npy", "image_index.tsv", *(f"{i:012d}.npz" for i in (1, 2, 3)),
+        "notes.npy", "image_index.tsv", "checksums.tsv", *(f"{i:012d}.npz" for i in (1, 2, 3)),
     }  # fmt: skip
     assert len(PanopticFeatures(out)) == 12
 

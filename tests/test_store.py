@@ -32,6 +32,7 @@ from fastembed import (
     TensorCsv,
     Tsv,
     cli,
+    commands,
     extract,
 )
 from fastembed.datasets import EmbeddingStore, PanopticFeatures
@@ -78,12 +79,14 @@ def fill(folder: Path, *groups, **form) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
-    """All that is in a folder but its lock and its records of failures: content, or target of a
-    link."""
+    """All that is in a folder but its lock and its records of failures and commands: content, or
+    target of a link."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if (path.is_symlink() or path.is_file()) and not path.name.endswith(".lock")
+        if (path.is_symlink() or path.is_file())
+        and not path.name.endswith(".lock")
+        and path.name != commands.FILE_NAME
     }
 
 

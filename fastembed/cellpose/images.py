@@ -95,12 +95,17 @@ def as_mask(labels: np.ndarray, name: str = "mask") -> np.ndarray:
 
 def write_tiff(path: Path, pixels: np.ndarray) -> None:
     """Writes a TIFF, compressed without loss: complete and on disk, or not there at all."""
+    write_bytes_atomically(path, tiff_bytes(pixels))
+
+
+def tiff_bytes(pixels: np.ndarray) -> bytes:
+    """What `write_tiff` writes: the same bytes every time."""
     content = io.BytesIO()
     photometric = "rgb" if pixels.ndim == 3 else "minisblack"
     tifffile.imwrite(
         content, pixels, photometric=photometric, compression="zlib", metadata=None, software=False
     )
-    write_bytes_atomically(path, content.getvalue())
+    return content.getvalue()
 
 
 def check_same_shape(image: np.ndarray, mask: np.ndarray, name: str) -> None:

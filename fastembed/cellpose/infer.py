@@ -13,7 +13,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import signature
+from .. import commands, signature
+from ..commands import Command
 from ..ops import label_statistics
 from ..pipeline.interrupts import Interrupts
 from ..runlock import RunLock
@@ -148,6 +149,8 @@ def infer(
     strict: bool = False,
     overwrite: bool = False,
     progress: Callable[[InferReport, int], None] | None = None,
+    only: Set[str] | None = None,
+    command: Command | None = None,
 ) -> InferReport:
     """Segments the tiles that are not committed yet and rebuilds ``tile_counts.tsv`` from all.
 
@@ -180,6 +183,10 @@ def infer(
         strict: stop at the first tile that fails.
         overwrite: remove what the output folder holds and start afresh.
         progress: called with (report so far, tiles of this shard) after each tile.
+        only: names of tiles' records: of what is not committed, make these and nothing else, as
+            after damage. The summary stays as it is.
+        command: gives this call again; it is recorded beside the settings, for
+            ``fastembed verify --repair``.
 
     Returns:
         `InferReport`. A tile that cannot be read or segmented is counted in `failed` and stands
@@ -202,6 +209,8 @@ def infer(
     every = find_tiles(tiles, naming).tiles[:limit]
     if not every:
         raise ValueError(f"tiles: no pairs of channels c0 and c1, or c0 and c2, in {tiles}")
+    suffix = "" if only is None else "-repair"
+    suffix += "" if parts == 1 else f"-{part}-of-{parts}"
     stopping = threading.Event()
     with RunLock(output, shard), Interrupts(stopping.set):
         store = TileStore(output, keep_masks)
@@ -218,7 +227,8 @@ def infer(
                 "zero_dapi": zero_dapi,
             },
         )
-        suffix = "" if parts == 1 else f"-{part}-of-{parts}"
+        if command is not None:
+            commands.record(output.resolve(), command)
         report = InferReport(
             total=len(every),
             table=str(output / TABLE),
@@ -228,6 +238,8 @@ def infer(
         done = store.open()
         mine = [tile for tile in every if as_item(tile).in_shard(part, parts)]
         todo = [tile for tile in mine if as_item(tile).name not in done]
+        if only is not None:
+            todo = [tile for tile in todo if as_item(tile).name in only]
         report.listed, report.already_done = len(mine), len(mine) - len(todo)
 
         start = time.perf_counter()
@@ -256,7 +268,8 @@ def infer(
                     progress(report, report.listed)
         finally:
             report.seconds = time.perf_counter() - start
-            report.committed = store.rebuild(model, positive, [tile.key for tile in every])
+            keys = [tile.key for tile in every] if only is None else None
+            report.committed = store.rebuild(model, positive, keys)
     return report
 
 

@@ -19,13 +19,18 @@ def write_tsv(path: Path, rows: Sequence[dict]) -> None:
     """
     if not rows:
         raise ValueError(f"{path}: a table needs at least one row")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(path, tsv_bytes(rows))
+
+
+def tsv_bytes(rows: Sequence[dict]) -> bytes:
+    """What `write_tsv` writes."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", delimiter="\t", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def read_tsv(path: Path) -> list[dict[str, str]]:

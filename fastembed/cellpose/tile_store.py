@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import signature
+from .. import checksums, commands, signature
+from ..checksums import Checksums
 from ..records import Item
 from ..staging import no_link, remove_stale_temporaries, write_bytes_atomically
-from .images import write_tiff
+from .images import tiff_bytes
 from .tables import write_json, write_tsv
 from .tiles import Tile
 
 UNKNOWN = "unknown"
 TABLE, SUMMARY, FAILURES = "tile_counts.tsv", "infer.json", "failures"
-_RECORDS, _MASKS = "tiles", "pred_masks"
+RECORDS, MASKS = "tiles", "pred_masks"
 _PLAIN = ("tile_key", "tile_c0", "tile_c1", "c2_fallback", "donor", "marker")
 
 
@@ -30,7 +31,8 @@ class TileStore:
 
     def __init__(self, folder: Path, keep_masks: bool) -> None:
         self.folder, self.keep_masks = folder, keep_masks
-        self.records, self.masks = folder / _RECORDS, folder / _MASKS
+        self.checksums = Checksums(folder)
+        self.records, self.masks = folder / RECORDS, folder / MASKS
 
     def open(self) -> set[str]:
         """Makes the folders; names of the tiles that are done."""
@@ -46,8 +48,7 @@ class TileStore:
 
     def commit(self, tile: Tile, root: Path, labels: np.ndarray, percentiles, counts) -> None:
         name = as_item(tile).name
-        if self.keep_masks:
-            write_tiff(self.masks / f"{name}.tif", labels)
+        files = {f"{MASKS}/{name}.tif": tiff_bytes(labels)} if self.keep_masks else {}
         total, thresholds, positive = counts
         names = [label_of(percentile) for percentile in percentiles]
         record = {
@@ -62,16 +63,19 @@ class TileStore:
             "n_marker_positive": dict(zip(names, positive.tolist(), strict=True)),
             "threshold": dict(zip(names, thresholds.tolist(), strict=True)),
         }
-        write_bytes_atomically(self.records / f"{name}.json", json.dumps(record).encode())
+        files[f"{RECORDS}/{name}.json"] = json.dumps(record).encode()
+        for file, content in files.items():
+            self.checksums.note(file, content)
+        self.checksums.append(sync=True)
+        for file, content in files.items():  # the record last: it says that the tile is done
+            write_bytes_atomically(self.folder / file, content)
 
     def rebuild(self, model: str, positive: float, keys: Sequence[str] | None) -> int:
         """Table and summary from all records; `keys` are the tiles there are to do."""
         with self._locked():
             # Listed within the lock: whoever rebuilds last has seen all that is committed.
-            rows = sorted(
-                (_row(path, model, label_of(positive)) for path in self._paths()),
-                key=lambda row: row["tile_key"],
-            )
+            rows = self.table(model, positive)
+            self.checksums.close()
             if rows:
                 write_tsv(self.folder / TABLE, rows)
             else:
@@ -90,10 +94,15 @@ class TileStore:
                 )
         return len(rows)
 
+    def table(self, model: str, positive: float) -> list[dict[str, object]]:
+        """The table's rows, of all records; ValueError where one is damaged."""
+        rows = (_row(path, model, label_of(positive)) for path in self._paths())
+        return sorted(rows, key=lambda row: row["tile_key"])
+
     def remove_all(self) -> None:
         for path in [*self._paths(), *self.masks.glob("*.tif"), *self.folder.glob("*.jsonl")]:
             path.unlink()
-        for name in (TABLE, SUMMARY, signature.FILE_NAME):
+        for name in (TABLE, SUMMARY, checksums.FILE_NAME, commands.FILE_NAME, signature.FILE_NAME):
             (self.folder / name).unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:

@@ -27,6 +27,7 @@ from . import (
     search,
     show,
     submit,
+    verify,
     volumes,
 )
 from .options import Formatter, UsageError
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parity.add(commands)
     search.add(commands)
     show.add(commands)
+    verify.add(commands)
     submit.add(commands)
     demo.add(commands)
     _add_info(commands)

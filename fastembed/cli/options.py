@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..database import DEFAULT_DATABASE, DBConfig, embedded
 
+if TYPE_CHECKING:
+    from ..commands import Command
+
 EXIT_FAILURES = 3
+
+# Of one run, or secret: not part of the command that `fastembed verify --repair` gives again.
+_NOT_RECORDED = frozenset((
+    "help", "shard", "limit", "overwrite", "strict", "allow_failures", "report", "profile",
+    "volume_index", "db_password",
+))  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -193,6 +206,7 @@ def add_run(
     default_workers: str = "what a probe at the start finds enough",
 ) -> None:
     """What every extraction has: batches, workers, failures, report; two under several names."""
+    parser.set_defaults(parser=parser, only=None)
     group = parser.add_argument_group("run")
     group.add_argument(
         *batch_size,
@@ -239,6 +253,61 @@ def add_run(
     )
 
 
+def words(arguments: argparse.Namespace, actions: Iterable[argparse.Action]) -> list[str]:
+    """The options that differ from their defaults, as they were given."""
+    words: list[str] = []
+    for action in actions:
+        value = getattr(arguments, action.dest, action.default)
+        if value == action.default:
+            continue
+        if isinstance(action, argparse.BooleanOptionalAction):
+            words.append(action.option_strings[0 if value else 1])
+        elif action.nargs == 0:
+            words.append(action.option_strings[0])
+        elif action.nargs == "+":
+            words += [action.option_strings[0], *map(str, value)]
+        elif isinstance(value, tuple):
+            words.append(f"{action.option_strings[0]}={','.join(map(str, value))}")
+        else:
+            # One word, so that a value may begin with a dash.
+            words.append(f"{action.option_strings[0]}={value}")
+    return words
+
+
+def command_of(arguments: argparse.Namespace, folder: Path) -> Command:
+    """What makes the outputs in `folder` again: the options as they were given, without those of
+    one run, and without passwords."""
+    from ..commands import FOLDER, Command
+
+    given = argparse.Namespace(**vars(arguments))
+    actions = []
+    for action in arguments.parser._actions:
+        value = getattr(arguments, action.dest, None)
+        if action.dest in _NOT_RECORDED:
+            continue
+        if isinstance(value, Path) and value.resolve() == folder:
+            # Also where it is the default: the folder may be moved.
+            setattr(given, action.dest, FOLDER)
+        elif isinstance(value, str):
+            setattr(given, action.dest, _without_password(value, action.dest == "db"))
+        actions.append(action)
+    return Command(
+        (*arguments.parser.prog.split()[1:], *words(given, actions)),
+        os.getcwd(),
+        version("fastembed-vision"),
+    )
+
+
+def _without_password(value: str, is_database: bool) -> str:
+    if is_database and value != "embedded":
+        from psycopg2.extensions import make_dsn, parse_dsn
+
+        parts = parse_dsn(value)
+        shown = {name: text for name, text in parts.items() if "password" not in name}
+        return value if shown == parts else make_dsn(**shown)
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1@", value)
+
+
 def remove_other_formats(forms: Iterable[tuple]) -> None:
     """Leaves nothing of what runs with another --format left; for --overwrite.
 
@@ -281,6 +350,8 @@ def run_extraction(
                 name=name,
                 progress=progress,
                 profile=arguments.profile,
+                only=arguments.only,
+                command=command_of(arguments, sink.folder),
             )
         except SampleFailed as error:
             print(f"fastembed: {error}", file=sys.stderr)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack
 from pathlib import Path
 
-from .. import signature
+from .. import checksums, commands, signature
+from ..commands import Command
 from ..engines.engine import Engine
 from ..nouns import Index, Recipe, Sink, Source
 from ..records import Item
@@ -37,6 +38,8 @@ def extract(
     name: str = "",
     progress: Callable[[Report, int], None] | None = None,
     profile: str | Path | None = None,
+    only: Set[str] | None = None,
+    command: Command | None = None,
 ) -> Report:
     """Embeds every sample of `source` that `index` does not hold yet.
 
@@ -60,6 +63,10 @@ def extract(
         progress: called with (report so far, samples in all) at the start and now and then, from
             one thread at a time.
         profile: file for a trace of every thread, which chrome://tracing and ui.perfetto.dev show.
+        only: names of outputs: of what `index` does not hold, make these and nothing else, as
+            after damage. Their failures stand in ``failures-repair.jsonl``.
+        command: gives this call again; it is recorded beside the settings, for
+            ``fastembed verify --repair``.
 
     The probe (see `pipeline.autotune`) also chooses the batch size where `load_engine` was given
     none, among those that give the same bits. `report.plan` says what was chosen and why. None of
@@ -92,6 +99,7 @@ def extract(
     if sink.holds_parts:
         settings["selection"] = source.selection()
     suffix = f"-{name}" if name else ""
+    suffix += "" if only is None else "-repair"
     suffix += "" if parts == 1 else f"-{part}-of-{parts}"
 
     with ExitStack() as stack:
@@ -99,19 +107,25 @@ def extract(
         if overwrite:
             remove_outputs(sink, index)
         signature.claim(sink.folder, settings)
-        done = sink.open()
+        if command is not None:
+            commands.record(sink.folder, command)
+        done: Set[str] = sink.open()
         done &= index.open()
         total = source.count() if limit is None else min(limit, source.count())
         total = -(-total // parts)
+        left = max(0, total - len(done))
+        if only is not None:
+            done = _AllBut(only - done)
+            left = len(done.names)
 
         def todo() -> Iterator[Item]:
             """What is to be done, as far as the list can tell; for the probe."""
             for item in itertools.islice(source.items(), limit):
                 if item.in_shard(part, parts) and not item.defect:
-                    if (left := sink.todo(item, done)) is not None:
-                        yield left
+                    if (rest := sink.todo(item, done)) is not None:
+                        yield rest
 
-        plan = tune(source, recipe, engine, todo, max(0, total - len(done)), workers, slots)
+        plan = tune(source, recipe, engine, todo, left, workers, slots)
         report = Report(
             workers=plan.workers,
             plan=str(plan),
@@ -149,4 +163,21 @@ def remove_outputs(sink, index) -> None:
     index.remove(names)
     for name in names:
         sink.remove(name)
-    (sink.folder / signature.FILE_NAME).unlink(missing_ok=True)
+    for name in (checksums.FILE_NAME, commands.FILE_NAME, signature.FILE_NAME):
+        (sink.folder / name).unlink(missing_ok=True)
+
+
+class _AllBut(Set):
+    """Every name but some, to ask whether one is in it."""
+
+    def __init__(self, names: Set[str]) -> None:
+        self.names = names
+
+    def __contains__(self, name: object) -> bool:
+        return name not in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("all names but some cannot be listed")
+
+    def __len__(self) -> int:
+        raise TypeError("all names but some cannot be counted")

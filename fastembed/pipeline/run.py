@@ -25,7 +25,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +124,7 @@ class Run:
         self.ring.interrupt()
         self._stop_waiting()
 
-    def go(self, items: Iterator[Item], done: set[str], shard: tuple[int, int]) -> None:
+    def go(self, items: Iterator[Item], done: Set[str], shard: tuple[int, int]) -> None:
         start = time.perf_counter()
         self.report.stages = self.clock.stages
         failures = Path(self.report.failures_file)
@@ -146,15 +146,16 @@ class Run:
             self.report.seconds = time.perf_counter() - start
             self.report.engine_seconds = self.busy.seconds
             self.report.engine_span = self.busy.span
-            try:
-                self.index.close()
-            except BaseException as error:
-                self.error = self.error or error
+            for noun in (self.sink, self.index):
+                try:
+                    noun.close()
+                except BaseException as error:
+                    self.error = self.error or error
         if self.error is not None:
             raise self.error
 
     def _todo(
-        self, items: Iterator[Item], done: set[str], shard: tuple[int, int]
+        self, items: Iterator[Item], done: Set[str], shard: tuple[int, int]
     ) -> Iterator[Item]:
         """The items that this run has to embed, counted on the way."""
         seen: set[str] = set()

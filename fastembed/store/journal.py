@@ -80,13 +80,14 @@ class Log:
     Attributes:
         index: their index rows.
         places: int64 [n], where the vector of each is: the row number in the file.
+        damaged: records that are there, but are not what was written.
         dtype, dim: of the vectors.
     """
 
     def __init__(self, path: Path) -> None:
         data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         tables, places, width = [], [], 1
-        start = 0
+        start = self.damaged = 0
         while (sizes := _sizes(data, start)) is not None:
             width, index_bytes, count = sizes
             first = -(-(start + _HEADER + index_bytes) // width)
@@ -100,7 +101,11 @@ class Log:
                 with pa.ipc.open_stream(pa.py_buffer(index)) as stream:
                     tables.append(stream.read_all())
                 places.append(np.arange(first, first + count))
+            else:
+                self.damaged += 1
             start = end
+        if sizes is None and len(data) - start >= _HEADER:  # nothing that a torn commit leaves
+            self.damaged += 1
         self.index = pa.concat_tables(tables) if tables else None
         self.places = np.concatenate(places) if places else np.empty(0, np.int64)
         if tables:

@@ -21,6 +21,7 @@ from .shards import Shards
 
 ARRAY = "embeddings.zarr"
 INDEX = "index.parquet"
+FINGERPRINTS = "shards.crc"
 _STORE = re.compile(r"store-[0-9a-f]{16}|\.store-building")
 _BUILDING = ".store-building"
 _ROW_GROUP = 1 << 17
@@ -42,18 +43,24 @@ def check_writable(folder: Path) -> None:
             )
 
 
-def merge(folder: Path, order: Sequence[str], drop: Set[str] = frozenset()) -> None:
+def merge(
+    folder: Path,
+    order: Sequence[str],
+    drop: Set[str] = frozenset(),
+    lost: Set[int] = frozenset(),
+) -> None:
     """Leaves one store with all that is committed, less what is named in `drop`, and no logs.
 
     For whoever has the folder alone. Memory grows with the index, not with the vectors.
 
     Args:
         order: columns of the index that sort it. Names settle what is equal in them.
+        lost: shards that cannot be read; all that they held must be in `drop`.
     """
     old = current(folder)
     logs = [(path, log) for path in journal.paths(folder) if len(log := journal.Log(path))]
     if logs or (old and drop):
-        sources = [Shards(old / ARRAY)] if old else []
+        sources = [Shards(old / ARRAY, lost)] if old else []
         tables = [pq.read_table(old / INDEX).drop_columns("row")] if old else []
         places = [np.arange(len(source)) for source in sources]
         for _, log in logs:
@@ -125,11 +132,28 @@ def _build(folder: Path, index: pa.Table, sources: list, old: Path | None) -> Pa
         return rows
 
     shards.write(building / ARRAY, (len(index), dim), dtype, {"fastembed": about}, shard)
+    _write_fingerprints(building, len(index), dim, dtype)
     for path in [*building.rglob("*"), building]:
         journal.sync(path)
     shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before it flipped
     os.rename(building, final)
     return final
+
+
+def fingerprints(store: Path) -> list[str]:
+    """Of a store's shards, as they were when it was built; of earlier versions' stores none."""
+    path = store / FINGERPRINTS
+    return path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+
+
+def _write_fingerprints(store: Path, rows: int, dim: int, dtype: np.dtype) -> None:
+    lines = [
+        shards.fingerprint(
+            shards.shard_path(store / ARRAY, number), shards.shard_rows(rows, number), dim, dtype
+        )
+        for number in range(-(-rows // shards.SHARD_ROWS))
+    ]
+    (store / FINGERPRINTS).write_text("".join(f"{line}\n" for line in lines))
 
 
 def _is_shard(of: np.ndarray, place: np.ndarray, number: int, old_rows: int) -> bool:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +30,25 @@ class Shards:
     """The rows of an array that `write` wrote. All its files are mapped when this returns, so it
     reads the same array for ever, also when a run has put another in its place.
 
+    Args:
+        lost: shards that are not mapped, because they cannot be; their rows must not be asked for.
+
     Raises:
         FileNotFoundError: there is no such array, or a shard is missing.
         ValueError: an array of another layout, or a damaged one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lost: Set[int] = frozenset()) -> None:
         metadata = json.loads((path / "zarr.json").read_text())
         self.path = path
         self._count, self.dim = metadata["shape"]
         self.dtype = np.dtype(metadata["data_type"])
         if metadata["codecs"] != _codecs(self.dim):
             raise ValueError(f"{path} must be an array of fastembed's; it has {metadata['codecs']}")
-        self._views = [self._map(number) for number in range(-(-len(self) // SHARD_ROWS))]
+        self._views = [
+            None if number in lost else self._map(number)
+            for number in range(-(-len(self) // SHARD_ROWS))
+        ]
 
     def __len__(self) -> int:
         return self._count
@@ -61,16 +68,12 @@ class Shards:
     def _map(self, number: int) -> np.ndarray:
         """A shard's rows, [chunks, CHUNK_ROWS, D]."""
         path = shard_path(self.path, number)
-        chunks = -(-shard_rows(len(self), number) // CHUNK_ROWS)
-        stride = CHUNK_ROWS * self.dim * self.dtype.itemsize + _CHECKSUM
-        index = np.full((SHARD_ROWS // CHUNK_ROWS, 2), -1, "<i8")
-        index[:chunks] = [(i * stride, stride) for i in range(chunks)]
-        size = chunks * stride + index.nbytes + _CHECKSUM
+        chunks, stride, index, size = _layout(shard_rows(len(self), number), self.dim, self.dtype)
         if path.stat().st_size != size:
             raise ValueError(f"{path} must have {size} bytes; it has {path.stat().st_size}")
         # Keeps no descriptor open, as np.memmap does: there are thousands of shards.
         data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-        if data[chunks * stride : -_CHECKSUM].tobytes() != index.tobytes():
+        if data[chunks * stride : -_CHECKSUM].tobytes() != index:
             raise ValueError(f"{path} is damaged, or was not written by fastembed")
         row = stride // CHUNK_ROWS
         view = np.ndarray(
@@ -97,6 +100,27 @@ def write(
     Raises:
         OSError: disk full and the like.
     """
+    writes: deque = deque()
+    try:
+        array = create(path, shape, dtype, attributes)
+        for number in range(-(-shape[0] // SHARD_ROWS)):
+            rows = shard(number)
+            if isinstance(rows, Path):
+                _link(rows, shard_path(path, number))
+                continue
+            start = number * SHARD_ROWS
+            target = array[start : start + len(rows)]
+            writes.append(target.write(rows, can_reference_source_data_indefinitely=True))
+            if len(writes) > _WRITES:
+                writes.popleft().result()
+        for pending in writes:
+            pending.result()
+    except (ValueError, RuntimeError) as error:  # what TensorStore makes of the disk's errors
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def create(path: Path, shape: tuple[int, int], dtype: np.dtype, attributes: dict):
+    """A new array without rows, open in TensorStore; ValueError of its where that fails."""
     import tensorstore
 
     spec = {
@@ -121,23 +145,75 @@ def write(
             "attributes": attributes,
         },
     }
-    writes: deque = deque()
+    return tensorstore.open(spec, create=True).result()
+
+
+def fingerprint(path: Path, rows: int, dim: int, dtype: np.dtype) -> str:
+    """What tells a shard from others: the CRC-32 of its chunks' checksums, 8 hexadecimal digits.
+
+    A chunk's checksum does not say where the chunk belongs: two shards that change places, or one
+    of an older store, have sound chunks.
+    """
+    chunks, stride, _, _ = _layout(rows, dim, dtype)
+    with path.open("rb") as stream:
+        sums = [os.pread(stream.fileno(), _CHECKSUM, (i + 1) * stride - _CHECKSUM)
+                for i in range(chunks)]  # fmt: skip
+    return f"{zlib.crc32(b''.join(sums)):08x}"
+
+
+def faults(
+    path: Path,
+    rows: int,
+    dim: int,
+    dtype: np.dtype,
+    expected: str | None = None,
+    read: bool = True,
+) -> tuple[str, list[int]]:
+    """What is wrong with a shard of so many rows: with all of it, or else which of its chunks are
+    not what was written.
+
+    Args:
+        expected: its fingerprint; None where it is not known.
+        read: look into the chunks.
+
+    Raises:
+        ImportError: zarr, and with it google-crc32c, is not installed.
+    """
+    from google_crc32c import value as crc32c
+
+    chunks, stride, index, size = _layout(rows, dim, dtype)
     try:
-        array = tensorstore.open(spec, create=True).result()
-        for number in range(-(-shape[0] // SHARD_ROWS)):
-            rows = shard(number)
-            if isinstance(rows, Path):
-                _link(rows, shard_path(path, number))
-                continue
-            start = number * SHARD_ROWS
-            target = array[start : start + len(rows)]
-            writes.append(target.write(rows, can_reference_source_data_indefinitely=True))
-            if len(writes) > _WRITES:
-                writes.popleft().result()
-        for pending in writes:
-            pending.result()
-    except (ValueError, RuntimeError) as error:  # what TensorStore makes of the disk's errors
-        raise OSError(f"cannot write {path}: {error}") from error
+        found = path.stat().st_size
+        if found != size:
+            return f"it has {found} bytes instead of {size}", []
+        with path.open("rb") as stream:
+            stream.seek(chunks * stride)
+            tail = stream.read()
+            if tail != index + crc32c(index).to_bytes(_CHECKSUM, "little"):
+                return "its index is damaged", []
+            stream.seek(0)
+            bad = []
+            for chunk in range(chunks if read else 0):
+                content = stream.read(stride)
+                sum_ = int.from_bytes(content[-_CHECKSUM:], "little")
+                if crc32c(content[:-_CHECKSUM]) != sum_:
+                    bad.append(chunk)
+        if expected is not None and not bad and fingerprint(path, rows, dim, dtype) != expected:
+            return "it is another shard than was written here", []
+        return "", bad
+    except FileNotFoundError:
+        return "it is not there", []
+    except OSError as error:
+        return f"it cannot be read: {error.strerror or error}", []
+
+
+def _layout(rows: int, dim: int, dtype: np.dtype) -> tuple[int, int, bytes, int]:
+    """Of a shard: number of chunks, bytes of each with its checksum, index, bytes in all."""
+    chunks = -(-rows // CHUNK_ROWS)
+    stride = CHUNK_ROWS * dim * dtype.itemsize + _CHECKSUM
+    index = np.full((SHARD_ROWS // CHUNK_ROWS, 2), -1, "<i8")
+    index[:chunks] = [(i * stride, stride) for i in range(chunks)]
+    return chunks, stride, index.tobytes(), chunks * stride + index.nbytes + _CHECKSUM
 
 
 def shard_path(path: Path, number: int) -> Path:

@@ -67,6 +67,9 @@ class Zarr:
     def remove(self, name: str) -> None:
         """Nothing: a vector goes with its row."""
 
+    def close(self) -> None:
+        """Nothing: the index merges."""
+
 
 class Parquet:
     """``index.parquet``: name, tensor_path, text_id, row; sorted by path and text.

@@ -124,6 +124,9 @@ class VolumeFiles:
     def flush(self) -> None:
         """Nothing to do: every file is synced when it is written."""
 
+    def close(self) -> None:
+        """Nothing is open; checksums stand in the metadata."""
+
     def put_in_place(self, name: str) -> None:
         """Makes a written volume a finished one."""
         os.replace(self._staged(name), metadata_path(self.folder, name))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..options import EXIT_FAILURES, Formatter, positive, shard
+from ..options import EXIT_FAILURES, Formatter, command_of, positive, shard
 from .options import (
     add_naming,
     add_network,
@@ -43,7 +43,7 @@ def add(commands) -> None:
             "(failures.jsonl in the output folder says which and why)."
         ),
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser, only=None)
     parser.add_argument("--tiles", required=True, type=Path, metavar="DIR", help="channel files")
     add_naming(parser)
     add_output(parser, "gets downstream/full_inference/NAME")
@@ -92,12 +92,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ...progress import Progress
 
     name = name_of(arguments)
+    folder = arguments.output_dir / FOLDER / name
     segment, settings = network_segmenter(network_of(arguments), thresholds_of(arguments))
     with Progress() as progress:
         try:
             report = infer(
                 arguments.tiles,
-                arguments.output_dir / FOLDER / name,
+                folder,
                 segment,
                 model=name,
                 settings=settings,
@@ -111,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
                 strict=arguments.strict,
                 overwrite=arguments.overwrite,
                 progress=progress,
+                only=arguments.only,
+                command=command_of(arguments, folder.resolve()),
             )
         except TileFailed as error:
             print(f"fastembed: {error}", file=sys.stderr)

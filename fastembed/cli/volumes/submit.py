@@ -7,7 +7,7 @@ import dataclasses
 import sys
 
 from ...cluster import INDEX, TaskArray, active, format_indices
-from ..options import Formatter, UsageError, positive
+from ..options import Formatter, UsageError, positive, words
 from ..scheduling import add_scheduler, run_submission, show_failures
 from .preprocess import add_job, indices
 
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = TaskArray(
         name="volumes",
         command=[sys.executable, "-m", "fastembed.cli", "volumes", "preprocess",
-                 "--volume-index", INDEX, *_forwarded(arguments)],
+                 "--volume-index", INDEX, *words(arguments, arguments.job_actions)],
         indices=chosen,
         logs=arguments.output_dir / "logs",
         pattern="volume_%06d",
@@ -115,24 +115,3 @@ def _missing(arguments: argparse.Namespace, tasks: TaskArray) -> tuple[int, ...]
         for index in set(broken) & set(left):
             set_aside(folder, index)
     return left
-
-
-def _forwarded(arguments: argparse.Namespace) -> list[str]:
-    """The options of `preprocess` that differ from their defaults, as they were given."""
-    words: list[str] = []
-    for action in arguments.job_actions:
-        value = getattr(arguments, action.dest)
-        if value == action.default:
-            continue
-        if isinstance(action, argparse.BooleanOptionalAction):
-            words.append(action.option_strings[0 if value else 1])
-        elif action.nargs == 0:
-            words.append(action.option_strings[0])
-        elif action.nargs == "+":
-            words += [action.option_strings[0], *map(str, value)]
-        elif isinstance(value, tuple):
-            words += [action.option_strings[0], ",".join(map(str, value))]
-        else:
-            # One word, so that a value may begin with a dash.
-            words.append(f"{action.option_strings[0]}={value}")
-    return words

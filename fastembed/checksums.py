@@ -1,0 +1,183 @@
+"""``checksums.tsv``: what every file of an output folder held when it was written.
+
+A line per file: its name in the folder, its bytes, its SHA-256 (that of ``sha256sum``). The lines
+of a commit are appended and made durable before its files get their names, and these before their
+index rows. So no committed file lacks its line, whatever kills a run; a line without its file may
+be left, and the run that makes the file writes the line again.
+
+Any number of processes (shards) may append. The last line of a name counts. A finished run leaves
+a line per name, sorted, so that one run and the union of shards give the same bytes, and last a
+line of the list itself, its seal: the bytes before that line, and their SHA-256. So lines that were
+lost or altered show, which matters since a file without a line is taken for one of an earlier
+version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from . import staging
+
+FILE_NAME = "checksums.tsv"
+_HEADER = b"name\tbytes\tsha256"
+_LINE = re.compile(rb"([^\t\n]+)\t(\d+)\t([0-9a-f]{64})")
+# A name is whatever a file system takes; a line is one line.
+_ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
+_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_PLAIN = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r"}
+
+
+class Checksum(NamedTuple):
+    """Of a file's content: number of bytes and SHA-256, 32 bytes."""
+
+    size: int
+    digest: bytes
+
+
+class Listed(NamedTuple):
+    """What a list says.
+
+    Attributes:
+        sums: the checksums by file name.
+        damaged: the lines that are none.
+        seal: ``sealed``; ``open`` where a run that is at work or was stopped has added lines, or
+            lines were lost; ``broken`` where what it seals is not what was written; ``none`` where
+            there is no list.
+    """
+
+    sums: dict[str, Checksum]
+    damaged: list[bytes]
+    seal: str
+
+
+def checksum(content: bytes) -> Checksum:
+    """The checksum of a file's content. Lets other threads run."""
+    return Checksum(len(content), hashlib.sha256(content).digest())
+
+
+class Checksums:
+    """The list of a folder. Nothing is written before the first `append`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder).resolve() / FILE_NAME
+        self._lock = threading.Lock()
+        self._noted: dict[str, Checksum] = {}
+
+    def note(self, name: str, content: bytes) -> None:
+        """Keeps a file's checksum for `append`. Safe from many threads.
+
+        Args:
+            name: relative to the folder.
+        """
+        entry = checksum(content)
+        with self._lock:
+            self._noted[name] = entry
+
+    def append(self, sync: bool) -> None:
+        """Adds the lines of what was noted, in one piece.
+
+        Args:
+            sync: on disk when this returns; otherwise the caller sees to that.
+
+        Raises:
+            OSError: disk full and the like; the list is as it was.
+        """
+        noted, self._noted = self._noted, {}
+        text = b"".join(_line(name, entry) + b"\n" for name, entry in noted.items())
+        if not text:
+            return
+        with self._locked():
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                end = _end_of_lines(descriptor)
+                # A line that a killed run left half-written would swallow the next one.
+                os.ftruncate(descriptor, end)
+                os.lseek(descriptor, end, os.SEEK_SET)
+                try:
+                    staging.write_fully(descriptor, text if end else _HEADER + b"\n" + text)
+                    if sync:
+                        os.fsync(descriptor)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(descriptor, end)
+                    raise
+            finally:
+                os.close(descriptor)
+
+    def read(self) -> Listed:
+        """All lines. One that is half-written at the end does not count."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return Listed({}, [], "none")
+        sums, damaged, seal, start = {}, [], "open", 0
+        for line in data.split(b"\n")[:-1]:
+            if fields := _LINE.fullmatch(line):
+                name, entry = (
+                    _name(fields[1]),
+                    Checksum(int(fields[2]), bytes.fromhex(fields[3].decode())),
+                )
+                if name == FILE_NAME:
+                    sound = entry == checksum(data[:start])
+                    seal = "broken" if not sound or seal == "broken" else "sealed"
+                else:
+                    sums[name] = entry
+                    seal = "open" if seal == "sealed" else seal
+            elif line != _HEADER:
+                damaged.append(line)
+            start += len(line) + 1
+        return Listed(sums, damaged, seal)
+
+    def close(self) -> None:
+        """Leaves the list sorted, a line per name, and sealed."""
+        self.remove(frozenset(), damaged=False)
+
+    def remove(self, names: Set[str], damaged: bool = True) -> None:
+        """Drops the lines of these files, and those that are `damaged`. The list is sorted
+        and sealed then."""
+        with self._locked():
+            if not self.path.exists():
+                return
+            listed = self.read()
+            lines = [_line(name, entry) for name, entry in listed.sums.items() if name not in names]
+            # Lines that are none stay until they are dropped on purpose: they tell of damage.
+            lines += [] if damaged else listed.damaged
+            text = b"".join(line + b"\n" for line in (_HEADER, *sorted(lines)))
+            text += _line(FILE_NAME, checksum(text)) + b"\n"
+            if text != self.path.read_bytes():
+                staging.write_bytes_atomically(self.path, text)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time; the lock ends with its process, however it ends."""
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+def _end_of_lines(descriptor: int) -> int:
+    """Where the last whole line ends."""
+    size = os.fstat(descriptor).st_size
+    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    return os.pread(descriptor, size, 0).rfind(b"\n") + 1
+
+
+def _line(name: str, entry: Checksum) -> bytes:
+    text = os.fsencode(name)
+    for plain, escaped in _ESCAPES:
+        text = text.replace(plain, escaped)
+    return b"%s\t%d\t%s" % (text, entry.size, entry.digest.hex().encode())
+
+
+def _name(text: bytes) -> str:
+    return os.fsdecode(_ESCAPED.sub(lambda match: _PLAIN.get(match[1], match[0]), text))
