@@ -48,8 +48,8 @@ _BLOCK_BYTES = 16 << 20
 _ROW_GROUP_BYTES = 32 << 20
 # All that jobs and this leave in a folder: what --overwrite may remove with it.
 _OURS = re.compile(
-    r"fastembed\.json|failures.*\.jsonl|\..*\.(lock|tmp)|embeddings\.(zarr|parquet|safetensors)|"
-    r"index\.parquet|store-[0-9a-f]{16}|(image_embeddings|inst2feat|image_index)\.tsv|"
+    r"fastembed(-runs)?\.json|checksums\.tsv|failures.*\.jsonl|\..*\.(lock|tmp)|"
+    r"embeddings\.(zarr|parquet|safetensors)|index\.parquet|store-[0-9a-f]{16}|(image_embeddings|inst2feat|image_index)\.tsv|"
     r"emb_.*\.npy|\d+_\d+\.npy|\d+\.npz"
 )
 
@@ -287,6 +287,7 @@ def _write_as_job(
             sink.write(Embedded(item, own))
         sink.flush()
         committed.commit(group)
+    sink.close()
     committed.close()
 
 
