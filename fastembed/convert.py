@@ -49,7 +49,8 @@ _ROW_GROUP_BYTES = 32 << 20
 # All that jobs and this leave in a folder: what --overwrite may remove with it.
 _OURS = re.compile(
     r"fastembed(-runs)?\.json|checksums\.tsv|failures.*\.jsonl|\..*\.(lock|tmp)|"
-    r"embeddings\.(zarr|parquet|safetensors)|index\.parquet|store-[0-9a-f]{16}|(image_embeddings|inst2feat|image_index)\.tsv|"
+    r"embeddings\.(zarr|parquet|safetensors)|index\.parquet|store-[0-9a-f]{16}|"
+    r"(image_embeddings|inst2feat|image_index)\.tsv|"
     r"emb_.*\.npy|\d+_\d+\.npy|\d+\.npz"
 )
 
