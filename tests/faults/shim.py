@@ -110,7 +110,7 @@ class Server:
         requests = []
         for number, (argv, faults, options) in enumerate(commands):
             log = self._log.with_suffix(f".{number}.log")
-            log.unlink(missing_ok=True)
+            log.write_text("")
             faults = list(map(str, faults))
             requests.append({"argv": argv, "log": str(log), "faults": faults, **options})
         answers = self._ask(requests)
