@@ -201,3 +201,19 @@ def lsf(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_LSF", str(tmp_path / "lsf.json"))
     return lambda: json.loads((tmp_path / "lsf.json").read_text())["jobs"]
+
+
+@pytest.fixture(scope="session")
+def benches(fault_server, tmp_path_factory):
+    """Jobs of tests/faults by name, with their data and outcome; made when first asked for."""
+    from bench import Bench
+    from jobs import JOBS
+
+    made: dict[str, Bench] = {}
+
+    def bench(name: str) -> Bench:
+        if name not in made:
+            made[name] = Bench(JOBS[name], fault_server, tmp_path_factory.mktemp("bench"))
+        return made[name]
+
+    return bench

@@ -132,17 +132,17 @@ class Run:
         todo = self._todo(items, done, shard)
         writer = threading.Thread(target=self._guarded, args=(self._write,), name="writer")
         feeder = threading.Thread(target=self._feed, args=(todo,), name="feeder")
-        writer.start()
-        feeder.start()
         try:
+            writer.start()
+            feeder.start()
             with contextlib.suppress(Aborted):
                 self._embed()
         except BaseException as error:  # an interrupt too: commit what is finished, then leave
             self._stop(error)
         finally:
-            feeder.join()
+            _join(feeder)
             self.completed.close()
-            writer.join()
+            _join(writer)
             self.report.seconds = time.perf_counter() - start
             self.report.engine_seconds = self.busy.seconds
             self.report.engine_span = self.busy.span
@@ -179,10 +179,13 @@ class Run:
             threading.Thread(target=self._guarded, args=(self._read, todo), name=f"reader-{i}")
             for i in range(self.report.workers)
         ]
+        try:
+            for reader in readers:
+                reader.start()
+        except RuntimeError as error:  # the machine gives no more threads
+            self._stop(error)
         for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
+            _join(reader)
         self.ring.close()
 
     def _read(self, todo: Iterator[Item]) -> None:
@@ -363,6 +366,12 @@ class Run:
         for noun in (self.source, self.index):
             if isinstance(noun, Waiting):
                 noun.stop_waiting()
+
+
+def _join(thread: threading.Thread) -> None:
+    """Waits for a thread, unless it could not be started."""
+    if thread.is_alive():
+        thread.join()
 
 
 def batches_in_flight(engine: Engine) -> int:

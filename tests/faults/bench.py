@@ -259,6 +259,47 @@ class Bench:
             self.check_complete(out)
             shutil.rmtree(out)
 
+    def signals(self, seed: int) -> None:
+        """SIGTERM or SIGINT at a call: the run ends with their status, says how to go on, and has
+        committed what was complete."""
+        draw, out, history = random.Random(seed), self.new_output(), []
+        with self._told(f"signals, seed {seed}", history):
+            name, status = draw.choice((("SIGTERM", 143), ("SIGINT", 130)))
+            first = draw.randint(1, self.reference.calls)
+            fault = Fault(out, "signal", error=name, first=first, last=first)
+            history.append(str(fault))
+            ending = self.run(out, fault)
+            self._expect(ending, status if ending.hit[0] else DONE)
+            if ending.hit[0] and "the same command goes on from there" not in ending.text:
+                raise AssertionError(f"it does not say how to go on:\n{ending.text}")
+            committed = self.check(out)
+            self.counts.resumes += 1
+            self.finish(out, committed)
+
+    def crowd(self, seed: int) -> None:
+        """Three shards at once, each killed in some call or not, all given again together: what
+        one run leaves. Of jobs that have shards."""
+        draw, out, history = random.Random(seed), self.new_output(), []
+        with self._told(f"crowd, seed {seed}", history):
+            commands = []
+            for part in range(3):
+                argv = [*self.argv(out), "--shard", f"{part}/3"]
+                first = draw.randint(1, self.reference.calls)
+                faults = (Fault(out, draw.choice(("kill-before", "torn")), first=first),)
+                history.append(str(faults))
+                commands.append((argv, faults, {}))
+            for ending in self.server.run_together(*commands):
+                if ending.status not in (DONE, KILLED):
+                    raise AssertionError(f"status {ending.status}:\n{ending.text}")
+                self.counts.kills += ending.status == KILLED
+            committed = self.check(out)
+            for ending in self.server.run_together(*((argv, (), {}) for argv, *_ in commands)):
+                self._expect(ending, DONE)
+            self.counts.resumes += 3
+            self.check(out, committed)
+            self.check_complete(out)
+            shutil.rmtree(out)
+
     @contextlib.contextmanager
     def _told(self, what: str, history: list[str]) -> Iterator[None]:
         try:

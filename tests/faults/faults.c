@@ -1,8 +1,8 @@
 /* What a disk and a clock can do to a process, on demand: an LD_PRELOAD library for the tests.
 
    A rule names a folder, kinds of system calls, and what happens to some of those calls: an error
-   (ENOSPC, EIO, EINTR..), half of a read or a write, a delay, a SIGKILL before, after or in the
-   middle. Calls on other paths are untouched. Which calls: the first..last of a rule's, and of
+   (ENOSPC, EIO, EINTR..), half of a read or a write, a delay, a signal (whose number stands in the
+   place of the error), a SIGKILL before, after or in the middle. Calls on other paths are untouched. Which calls: the first..last of a rule's, and of
    those each with a probability that depends on its number and the seed alone.
 
    A rule is a line of text: folder TAB what TAB calls TAB error TAB first TAB last TAB probability
@@ -50,8 +50,8 @@ enum {
 static const char *const CALLS[] = {"open",     "create", "read",  "write", "sync", "rename",
                                     "truncate", "unlink", "mkdir", "map",   NULL};
 
-typedef enum { PASS, ERROR, SHORT, DELAY, KILL_BEFORE, KILL_AFTER, TORN } What;
-static const char *const WHATS[] = {"count",       "error",      "short", "delay",
+typedef enum { PASS, ERROR, SHORT, DELAY, SIGNAL, KILL_BEFORE, KILL_AFTER, TORN } What;
+static const char *const WHATS[] = {"count",       "error",      "short", "delay", "signal",
                                     "kill-before", "kill-after", "torn",  NULL};
 
 typedef struct {
@@ -178,6 +178,10 @@ static What strike(uint8_t bits, int call) {
     if (rule->what == DELAY) {
       struct timespec time = {rule->milliseconds / 1000, rule->milliseconds % 1000 * 1000000};
       nanosleep(&time, NULL);
+      continue;
+    }
+    if (rule->what == SIGNAL) {
+      kill(getpid(), rule->error);
       continue;
     }
     if (rule->what == ERROR) errno = rule->error;

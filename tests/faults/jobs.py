@@ -28,6 +28,7 @@ class Job:
         committed: what of an output is done, by name, with all its bytes.
         growing: patterns of files that change until a run ends, or that only `committed` can judge.
         tensorstore: whether it uses TensorStore, after which a process cannot fork.
+        shards: whether it takes --shard.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job:
     committed: Callable[[Path], dict[str, bytes]]
     growing: tuple[str, ...]
     tensorstore: bool = False
+    shards: bool = True
 
 
 def tensors(folder: Path, count: int = 24) -> None:
@@ -210,10 +212,10 @@ JOBS = {
                 f"{row[0]}{end}" for end in
                 (".npy", "_layer3.npy", "_layer-1.npy", "_mask.npy", ".json")
             ]), ("*.tsv",)),
-        Job("volumes", sections, _volumes(), _of_volumes, ("*.zarr/*",), True),
+        Job("volumes", sections, _volumes(), _of_volumes, ("*.zarr/*",), True, False),
         Job("volumes ome-zarr", sections,
             _volumes("--layout", "ome-zarr", "--shards", "3,12,12,12", "--compression"),
-            _of_volumes, ("*.zarr/*",), True),
+            _of_volumes, ("*.zarr/*",), True, False),
         Job("cellpose infer", tiles, _cellpose, _of_tiles, ("*.tsv", "*infer.json")),
     )
 }  # fmt: skip

@@ -43,60 +43,62 @@ def main() -> None:
         print(json.dumps(serve(json.loads(line))), file=answers, flush=True)
 
 
-def serve(request: dict) -> dict:
-    """Runs one command; how it ended.
+def serve(requests: list[dict]) -> list[dict]:
+    """Runs commands at the same time; how each ended.
 
     Args:
-        request: argv; log, the file for its output; faults, rules of faults.c; clock, a seed;
-            hook, a function of stand_ins to be called first, with its arguments; signals, pairs of
-            a moment in seconds and a signal; timeout. With `here` it runs in this process, which
-            then has compiled what it needs; for commands that leave no thread behind.
+        requests: with argv; log, the file for its output; faults, rules of faults.c; clock, a seed;
+            hook, a function of stand_ins to be called first, and its arguments; delay, seconds
+            before it starts; signals, pairs of a moment in seconds and a signal; timeout. With
+            `here` it runs in this process, which then has compiled what it needs; for commands
+            that leave no thread behind.
     """
-    if request.get("here"):
+    if requests[0].get("here"):
         with contextlib.redirect_stdout(sys.stderr):
-            return {"status": cli.main(request["argv"])}
-    page = mmap.mmap(-1, mmap.PAGESIZE)
-    start = time.perf_counter()
-    child = os.fork()
-    if child == 0:
-        _be_the_command(request, page)
-    wait = _Waiting(child, start)
-    for moment, number in request.get("signals", ()):
-        if wait.until(moment):
-            break
-        os.kill(child, number)
-    timed_out = not wait.until(request.get("timeout", 60.0))
-    if timed_out:
-        os.kill(child, signal.SIGABRT)  # faulthandler says where it hangs
-        if not wait.until(time.perf_counter() - start + 5):
-            os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    counts = memoryview(page).cast("l")
-    return {
-        "status": os.waitstatus_to_exitcode(status),
-        "seconds": time.perf_counter() - start,
-        "timed_out": timed_out,
-        "seen": counts[:RULES].tolist(),
-        "hit": counts[RULES : 2 * RULES].tolist(),
-    }
+            return [{"status": cli.main(requests[0]["argv"])}]
+    children = [_Child(request) for request in requests]
+    return [child.ending() for child in children]
 
 
-class _Waiting:
-    """For the end of a child, without a thread."""
+class _Child:
+    """A forked child that runs one command."""
 
-    def __init__(self, child: int, start: float) -> None:
-        self._start = start
+    def __init__(self, request: dict) -> None:
+        self.request = request
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+        self._start = time.perf_counter()
+        self._process = os.fork()
+        if self._process == 0:
+            _be_the_command(request, self._page)
+        self._descriptor = os.pidfd_open(self._process)
         self._poll = select.poll()
-        self._descriptor = os.pidfd_open(child)
         self._poll.register(self._descriptor, select.POLLIN)
 
-    def until(self, seconds: float) -> bool:
-        """Whether the child has ended that long after its start."""
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it has ended that long after its start; without a thread."""
         left = self._start + seconds - time.perf_counter()
         return bool(self._poll.poll(max(0.0, left * 1e3)))
 
-    def __del__(self) -> None:
+    def ending(self) -> dict:
+        for moment, number in self.request.get("signals", ()):
+            if self.ends_within(moment):
+                break
+            os.kill(self._process, number)
+        timed_out = not self.ends_within(self.request.get("timeout", 60.0))
+        if timed_out:
+            os.kill(self._process, signal.SIGABRT)  # faulthandler says where it hangs
+            if not self.ends_within(time.perf_counter() - self._start + 5):
+                os.kill(self._process, signal.SIGKILL)
+        _, status = os.waitpid(self._process, 0)
         os.close(self._descriptor)
+        counts = memoryview(self._page).cast("l")
+        return {
+            "status": os.waitstatus_to_exitcode(status),
+            "seconds": time.perf_counter() - self._start,
+            "timed_out": timed_out,
+            "seen": counts[:RULES].tolist(),
+            "hit": counts[RULES : 2 * RULES].tolist(),
+        }
 
 
 def _be_the_command(request: dict, page: mmap.mmap) -> None:
@@ -110,6 +112,7 @@ def _be_the_command(request: dict, page: mmap.mmap) -> None:
         torch.set_num_threads(1)  # else two threads at once may find out that torch was forked
         if hook := request.get("hook"):
             getattr(stand_ins, hook[0])(*hook[1:])
+        time.sleep(request.get("delay", 0.0))
         shim.faults_page(ctypes.byref(ctypes.c_char.from_buffer(page)))
         for rule in request.get("faults", ()):
             shim.faults_add(os.fsencode(rule))

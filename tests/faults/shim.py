@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,9 +23,9 @@ class Fault:
 
     Attributes:
         folder: absolute, without links.
-        what: count, error, short, delay, kill-before, kill-after, torn.
+        what: count, error, short, delay, signal, kill-before, kill-after, torn.
         calls: of open, create, read, write, sync, rename, truncate, unlink, mkdir, map.
-        error: a name of `errno`.
+        error: a name of `errno`, or a signal's.
         first, last: which of these calls, from 1.
         probability: of each of those, decided by its number and `seed`.
     """
@@ -45,8 +46,9 @@ class Fault:
         return os.strerror(getattr(errno, self.error))
 
     def __str__(self) -> str:
+        number = int(getattr(signal if self.what == "signal" else errno, self.error))
         fields = (
-            self.folder, self.what, self.calls, getattr(errno, self.error), self.first, self.last,
+            self.folder, self.what, self.calls, number, self.first, self.last,
             self.probability, self.seed, self.milliseconds,
         )  # fmt: skip
         return "\t".join(map(str, fields))
@@ -101,25 +103,40 @@ class Server:
 
     def run(self, argv: list[str], *faults: Fault, **options) -> Ending:
         """Runs a command; see `server.serve` for the options."""
-        self._log.unlink(missing_ok=True)
-        request = {"argv": argv, "log": str(self._log), "faults": list(map(str, faults)), **options}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        text = self._log.read_text(errors="replace") if self._log.exists() else ""
-        return Ending(
-            answer["status"], answer["seconds"], text, tuple(answer["seen"]), tuple(answer["hit"]),
-            answer["timed_out"],
-        )  # fmt: skip
+        return self.run_together((argv, faults, options))[0]
+
+    def run_together(self, *commands: tuple[list[str], tuple[Fault, ...], dict]) -> list[Ending]:
+        """Runs commands at the same time: (argv, faults, options) each."""
+        requests = []
+        for number, (argv, faults, options) in enumerate(commands):
+            log = self._log.with_suffix(f".{number}.log")
+            log.write_text("")
+            faults = list(map(str, faults))
+            requests.append({"argv": argv, "log": str(log), "faults": faults, **options})
+        answers = self._ask(requests)
+        return [
+            Ending(
+                answer["status"],
+                answer["seconds"],
+                Path(request["log"]).read_text(errors="replace"),
+                tuple(answer["seen"]),
+                tuple(answer["hit"]),
+                answer["timed_out"],
+            )
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     def warm_up(self, argv: list[str]) -> None:
         """Runs a command in the server itself, so that its children find all compiled."""
-        self._process.stdin.write(json.dumps({"argv": argv, "here": True}) + "\n")
-        self._process.stdin.flush()
-        if self._answer()["status"]:
+        if self._ask([{"argv": argv, "here": True}])[0]["status"]:
             raise RuntimeError(self._log.with_suffix(".err").read_text()[-2000:])
 
-    def _answer(self) -> dict:
+    def _ask(self, requests: list[dict]) -> list[dict]:
+        self._process.stdin.write(json.dumps(requests) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> list[dict]:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(

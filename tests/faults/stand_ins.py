@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -12,9 +14,11 @@ import numpy as np
 import torch
 from conftest import TinyEngine
 
+import fastembed
 from fastembed import cli, engines, pipeline
 from fastembed.engines import Resize
 from fastembed.ops import triplane_accumulate
+from fastembed.runlock import RunLock
 
 BACKLOG_BYTES = 1 << 13  # so that small runs, too, have several commits
 
@@ -93,3 +97,69 @@ def install() -> None:
     fastembed.cellpose.infer.network_segmenter = lambda network, thresholds: (
         segment, {"segmenter": "threshold"},
     )  # fmt: skip
+
+
+# What a request can ask for before its command runs ---------------------------------------
+
+
+def slow_engine(seconds: float) -> None:
+    """Batches take that long; the run says at its end how many it has embedded."""
+    embed, batches, command = TinyEngine.__call__, [], cli.main
+
+    def slowly(self, batch):
+        time.sleep(seconds)
+        result = embed(self, batch)
+        batches.append(len(batch))
+        return result
+
+    def told(argv):
+        try:
+            return command(argv)
+        finally:
+            print(f"rows embedded: {sum(batches)}", flush=True)
+
+    TinyEngine.__call__ = slowly
+    cli.main = told
+
+
+def impatient(seconds: float = 0.2) -> None:
+    """A run waits that long for another that holds its output."""
+    RunLock.__init__.__defaults__ = (*RunLock.__init__.__defaults__[:-1], seconds)
+
+
+def failing(place: str, count: int) -> None:
+    """From its call number `count` on, what `place` names raises an error that nobody expects."""
+    owner, name = {
+        "list": (fastembed.TensorCsv, "items"),
+        "read": (fastembed.TensorCsv, "read"),
+        "prepare": (fastembed.MultiCrop, "prepare"),
+        "engine": (TinyEngine, "__call__"),
+        "pool": (fastembed.MultiCrop, "embed"),
+        "write": (fastembed.NpyPerSample, "write"),
+        "flush": (fastembed.NpyPerSample, "flush"),
+        "commit": (fastembed.Tsv, "commit"),
+        "close": (fastembed.Tsv, "close"),
+        "append": (fastembed.store.journal.LogWriter, "append"),
+        "merge": (fastembed.store.writer, "merge"),
+        "start of a thread": (threading.Thread, "start"),
+    }[place]
+    function, lock, calls = getattr(owner, name), threading.Lock(), []
+
+    def fails(*arguments, **options):
+        with lock:
+            calls.append(1)
+            number = len(calls)
+        if place == "list":
+            return _ending(function(*arguments, **options), count)
+        if number >= count:
+            raise RuntimeError(f"made to fail: {place}")
+        return function(*arguments, **options)
+
+    setattr(owner, name, fails)
+
+
+def _ending(items, count: int):
+    for number, item in enumerate(items, start=1):
+        if number >= count:
+            raise RuntimeError("made to fail: list")
+        yield item

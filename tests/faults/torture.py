@@ -33,7 +33,7 @@ from jobs import JOBS, with_postgres
 from fastembed.database import embedded
 
 # How often each is drawn, in this proportion.
-TORMENTS = {"kills": 3, "bad_disk": 2, "bad_input": 1, "hiccups": 1}
+TORMENTS = {"kills": 6, "bad_disk": 3, "crowd": 2, "signals": 2, "bad_input": 1, "hiccups": 1}
 
 
 class _Worker(threading.Thread):
@@ -74,6 +74,8 @@ class _Worker(threading.Thread):
                 yield torment, name, self.draw.randrange(1 << 32)
 
     def _story(self, server: shim.Server, torment: str, name: str, seed: int) -> None:
+        if torment == "crowd" and not self.jobs[name].shards:
+            return
         try:
             if name not in self.benches:
                 self.benches[name] = Bench(self.jobs[name], server, self.folder)
