@@ -208,7 +208,7 @@ DAMAGES = {
     "a foreign row": (add_row, {findings.MISSING, findings.ROW}),
     "a row twice": (repeat_row, {findings.ROW}),
     "a torn row": (lambda f: os.truncate(index_of(f), index_of(f).stat().st_size - 5),
-                   {findings.ROW, findings.ORPHAN}),
+                   {findings.OPEN, findings.ORPHAN}),
     "no index": (lambda f: index_of(f).unlink(), {findings.ROW, findings.ORPHAN}),
     "no settings": (lambda f: (f / "fastembed.json").unlink(), {findings.SETTINGS}),
     "other settings": (lambda f: flip(f / "fastembed.json", 40), {findings.SETTINGS}),
