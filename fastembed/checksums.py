@@ -166,10 +166,15 @@ class Checksums:
 
 def _end_of_lines(descriptor: int) -> int:
     """Where the last whole line ends."""
-    size = os.fstat(descriptor).st_size
-    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
-        return size
-    return os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    with open(descriptor, "rb", closefd=False) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if not size:
+            return 0
+        stream.seek(size - 1)
+        if stream.read(1) == b"\n":
+            return size
+        stream.seek(0)
+        return stream.read().rfind(b"\n") + 1
 
 
 def _line(name: str, entry: Checksum) -> bytes:
