@@ -305,7 +305,7 @@ class FileCache(ABC):
         if names and not self._rows_known:
             raise ValueError(f"the rows of {self.folder} are in a database: give it by --db ..")
         if isinstance(self.index, Tsv):
-            index_rows.keep(self.index, [r for name, r in self._rows.items() if name not in names])
+            self.index.keep(row for name, row in self._rows.items() if name not in names)
         elif self.index is not None:
             index_rows.drop(self.index, names)
         for finding in verdict.findings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -121,9 +121,3 @@ def drop(index: Postgres, names: set[str]) -> None:
         index.remove(names)
     finally:
         index.close()
-
-
-def keep(index: Tsv, rows: Iterable[Row]) -> None:
-    """Leaves these rows, sorted, and no others."""
-    with index._locked():
-        index._replace(sorted(map(tuple, rows)))
