@@ -14,7 +14,6 @@ version.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import os
@@ -96,22 +95,7 @@ class Checksums:
         if not text:
             return
         with self._locked():
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                end = _end_of_lines(descriptor)
-                # A line that a killed run left half-written would swallow the next one.
-                os.ftruncate(descriptor, end)
-                os.lseek(descriptor, end, os.SEEK_SET)
-                try:
-                    staging.write_fully(descriptor, text if end else _HEADER + b"\n" + text)
-                    if sync:
-                        os.fsync(descriptor)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        os.ftruncate(descriptor, end)
-                    raise
-            finally:
-                os.close(descriptor)
+            staging.append_lines(self.path, text, _HEADER + b"\n", sync)
 
     def read(self) -> Listed:
         """All lines. One that is half-written at the end does not count."""
@@ -159,17 +143,10 @@ class Checksums:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One process at a time; the lock ends with its process, however it ends."""
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as stream:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        with open(lock, "w", opener=staging.no_link) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-
-
-def _end_of_lines(descriptor: int) -> int:
-    """Where the last whole line ends."""
-    size = os.fstat(descriptor).st_size
-    if not size or os.pread(descriptor, 1, size - 1) == b"\n":
-        return size
-    return os.pread(descriptor, size, 0).rfind(b"\n") + 1
 
 
 def _line(name: str, entry: Checksum) -> bytes:

@@ -112,6 +112,6 @@ def _strings(values: Sequence) -> Sequence[str]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process at a time: shards start together."""
-    with (folder / f".{FILE_NAME}.lock").open("w") as stream:
+    with open(folder / f".{FILE_NAME}.lock", "w", opener=staging.no_link) as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -8,6 +8,7 @@ run or a power cut leaves temporary files at worst, never half a file under its 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -196,6 +197,48 @@ def no_link(path: str | Path, flags: int) -> int:
     """An opener for `open`: of a file, not of what a link in its place leads to. For every file
     that is written under its own name in a folder where others may have put something."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def append_lines(path: Path, text: bytes, header: bytes = b"", sync: bool = True) -> None:
+    """Adds lines to a file of lines; for one process at a time. A line that a killed process left
+    half-written is cut off first: it would swallow the next one.
+
+    Args:
+        text: whole lines.
+        header: what an empty or new file gets before them.
+        sync: on disk when this returns; otherwise the caller sees to that.
+
+    Raises:
+        OSError: disk full and the like; the file is as it was.
+    """
+    descriptor = no_link(path, os.O_RDWR | os.O_CREAT)
+    try:
+        end = _end_of_lines(descriptor)
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        try:
+            write_fully(descriptor, text if end else header + text)
+            if sync:
+                os.fsync(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, end)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _end_of_lines(descriptor: int) -> int:
+    """Where the last whole line of a file ends."""
+    with open(descriptor, "rb", closefd=False) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if not size:
+            return 0
+        stream.seek(size - 1)
+        if stream.read(1) == b"\n":
+            return size
+        stream.seek(0)
+        return stream.read().rfind(b"\n") + 1
 
 
 def write_fully(descriptor: int, data: bytes | memoryview) -> None:

@@ -108,6 +108,19 @@ def test_what_is_not_committed_is_made_again(plates, tmp_path):
     assert read_outputs(out) == complete
 
 
+def test_a_row_that_a_killed_shard_left_torn_swallows_none(plates, tmp_path):
+    """While another shard goes on."""
+    plates.fill(6)
+    items = list(TensorCsv(plates.manifest).items())
+    index = Tsv(tmp_path)
+    index.open()
+    index.commit(items[:2])
+    with index.path.open("a") as stream:
+        stream.write(f"{items[5].name}.npy\t")
+    index.commit(items[2:4])
+    assert Tsv(tmp_path).open() == {item.name for item in items[:4]}
+
+
 def test_union_of_shards_is_the_bytes_of_one_run(plates, tmp_path):
     plates.fill(20)
     run(plates, tmp_path / "one")

@@ -6,12 +6,12 @@ import csv
 import fcntl
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..records import Item
-from ..staging import no_link
+from ..staging import append_lines, no_link
 
 EMBEDDING_TABLE = "image_embeddings"
 
@@ -50,16 +50,19 @@ class Tsv:
         writer = csv.writer(text, dialect="excel-tab", lineterminator="\n")
         writer.writerows(row for name, row in rows.items() if name not in self._names)
         self._names |= rows.keys()
-        with self._locked(), open(self.path, "ab", opener=no_link) as stream:
-            stream.write(text.getvalue().encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self._locked():
+            append_lines(self.path, text.getvalue().encode())
 
     def remove(self, names: set[str]) -> None:
         """Drops the rows of these samples."""
         with self._locked():
             self._replace([row for row in self._rows() if self._name(row) not in names])
             self._names -= names
+
+    def keep(self, rows: Iterable[Sequence[str]]) -> None:
+        """Leaves these rows, sorted, and no others; whatever is in the file."""
+        with self._locked():
+            self._replace(sorted(map(tuple, rows)))
 
     def close(self) -> None:
         with self._locked():

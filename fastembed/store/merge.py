@@ -140,10 +140,10 @@ def _build(folder: Path, index: pa.Table, sources: list, old: Path | None) -> Pa
     return final
 
 
-def fingerprints(store: Path) -> list[str]:
-    """Of a store's shards, as they were when it was built; of earlier versions' stores none."""
+def fingerprints(store: Path) -> list[str] | None:
+    """Of a store's shards, as they were when it was built; None of an earlier version's store."""
     path = store / FINGERPRINTS
-    return path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+    return path.read_text(errors="replace").split("\n")[:-1] if path.exists() else None
 
 
 def _write_fingerprints(store: Path, rows: int, dim: int, dtype: np.dtype) -> None:

@@ -155,9 +155,11 @@ def fingerprint(path: Path, rows: int, dim: int, dtype: np.dtype) -> str:
     of an older store, have sound chunks.
     """
     chunks, stride, _, _ = _layout(rows, dim, dtype)
+    sums = []
     with path.open("rb") as stream:
-        sums = [os.pread(stream.fileno(), _CHECKSUM, (i + 1) * stride - _CHECKSUM)
-                for i in range(chunks)]  # fmt: skip
+        for chunk in range(chunks):
+            stream.seek((chunk + 1) * stride - _CHECKSUM)
+            sums.append(stream.read(_CHECKSUM))
     return f"{zlib.crc32(b''.join(sums)):08x}"
 
 

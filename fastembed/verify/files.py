@@ -183,6 +183,10 @@ class FileCache(ABC):
             verdict.add(STRAY, file, "a checksum without a file and a row", [name] if name else [])
         self._tell_list(verdict, listed)
 
+        lost = isinstance(self.index, Tsv) and not self.index.path.exists()
+        if lost and any(finding.kind in (ORPHAN, STRAY) for finding in verdict.findings):
+            verdict.add(ROW, self.index.path.name, "the index is not there")
+
     def _tell_list(self, verdict: Verdict, listed: Listed) -> None:
         for line in listed.damaged:
             shown = line[:60].decode(errors="replace")
@@ -301,7 +305,7 @@ class FileCache(ABC):
         if names and not self._rows_known:
             raise ValueError(f"the rows of {self.folder} are in a database: give it by --db ..")
         if isinstance(self.index, Tsv):
-            index_rows.keep(self.index, [r for name, r in self._rows.items() if name not in names])
+            self.index.keep(row for name, row in self._rows.items() if name not in names)
         elif self.index is not None:
             index_rows.drop(self.index, names)
         for finding in verdict.findings:

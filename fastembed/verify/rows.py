@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..database import database_error, get_db_connection, import_psycopg2
 from ..indexes import Postgres, Tsv
-from .findings import ROW, Verdict
+from .findings import OPEN, ROW, Verdict
 
 Row = Sequence[str]
 _LONGEST = 100
@@ -34,11 +34,10 @@ def of_tsv(index: Tsv, rules: Rules, verdict: Verdict) -> dict[str, Row]:
     file = index.path.name
     try:
         data = index.path.read_bytes()
-    except FileNotFoundError:
-        verdict.add(ROW, file, "the index is not there")
+    except FileNotFoundError:  # no finding by itself: a run may be about to make it
         return {}
     if not data.endswith(b"\n"):
-        verdict.add(ROW, file, "its last line is torn")
+        verdict.add(OPEN, file, "its last line is torn: a run was stopped in it, or it was cut")
         data = data[: data.rfind(b"\n") + 1]
     good: dict[str, Row] = {}
     doubtful: dict[str, str] = {}
@@ -122,9 +121,3 @@ def drop(index: Postgres, names: set[str]) -> None:
         index.remove(names)
     finally:
         index.close()
-
-
-def keep(index: Tsv, rows: Iterable[Row]) -> None:
-    """Leaves these rows, sorted, and no others."""
-    with index._locked():
-        index._replace(sorted(map(tuple, rows)))

@@ -98,8 +98,8 @@ class StoreOf:
         count = -(-len(self._names) // shards.SHARD_ROWS)
         verdict.files = -(-len(self._names) // shards.CHUNK_ROWS)
         read = set(effort.chosen(range(count)))
-        prints: list[str | None] = [*fingerprints(store)]
-        if not prints:
+        prints: list[str | None] | None = fingerprints(store)
+        if prints is None:
             verdict.notes.append("a store of an earlier version: it has no fingerprints of shards")
             prints = [None] * count
         elif len(prints) != count:

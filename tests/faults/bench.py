@@ -18,6 +18,8 @@ from pathlib import Path
 from jobs import Job
 from shim import Ending, Fault, Server
 
+from fastembed.verify import verify
+
 # What of an output is a run's own and differs between runs that are equal in all else: locks, and
 # the records of failures of a run that was stopped.
 NOT_COMPARED = ("*.lock", "failures*.jsonl")
@@ -41,7 +43,9 @@ def snapshot(out: Path) -> dict[str, bytes]:
             if path.name.endswith("_metadata.json"):
                 facts = json.loads(content)
                 del facts["timestamp"], facts["timing"]
-                content = json.dumps(facts).encode().replace(str(out).encode(), b"OUT")
+                content = json.dumps(facts).encode()
+            if path.suffix == ".json":
+                content = content.replace(str(out).encode(), b"OUT")
             found[name] = content
     return found
 
@@ -137,6 +141,7 @@ class Bench:
             raise AssertionError(f"{out}: lost what was committed: {sorted(lost)[:5]}")
         if not out.exists():
             return committed
+        self._verify(out)
         for name, content in self._raw(out).items():
             if is_temporary(name) or any(fnmatch.fnmatch(name, p) for p in self.job.growing):
                 continue
@@ -152,6 +157,9 @@ class Bench:
         reference = self.reference
         if committed != reference.committed:
             raise AssertionError(f"{out}: {len(committed)} of {len(reference.committed)} committed")
+        for path in out.rglob("fastembed.json"):
+            if not (verdict := verify(path.parent)).sound:
+                raise AssertionError(f"{out}: verify says {verdict.findings}")
         if found != reference.files:
             names = [name for name in found.keys() | reference.files.keys()
                      if found.get(name) != reference.files.get(name)]  # fmt: skip
@@ -321,6 +329,14 @@ class Bench:
         what = draw.choice(["kill-before", "kill-after", "torn"])
         last = max(12, int(self.reference.calls * left))
         return (Fault(out, what, first=draw.randint(1, last)),), {}
+
+    def _verify(self, out: Path) -> None:
+        """What a killed run leaves is never taken for damage, and no file lacks its checksum."""
+        for path in out.rglob("fastembed.json"):
+            verdict = verify(path.parent)
+            damage = [finding for finding in verdict.findings if finding.is_damage]
+            if damage or verdict.unlisted:
+                raise AssertionError(f"{out}: {verdict.unlisted} unlisted; verify says {damage}")
 
     def _raw(self, out: Path) -> dict[str, bytes]:
         try:

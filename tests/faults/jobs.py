@@ -243,4 +243,6 @@ def with_postgres(config) -> Job:
             raise AssertionError("the table has a row twice")
         return done
 
-    return Job("multichannel postgres", tensors, _multichannel("--db", config.url), committed, ())
+    return Job(
+        "multichannel postgres", tensors, _multichannel("--db", config.url), committed, ("*.tsv",)
+    )

@@ -64,5 +64,5 @@ def test_the_checks_see_what_they_look_for(benches):
     index.write_bytes(rows)
     (out / ".something.tmp").touch()
     bench.check(out)  # a temporary file is allowed until the run is complete
-    with pytest.raises(AssertionError, match="differs in"):
+    with pytest.raises(AssertionError, match="half-written"):
         bench.check_complete(out)
