@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test torture bench memory lint clean
+.PHONY: demo test torture bench memory lint lock audit clean
 
 # Everything that is installed, once: torch first, since the native kernels build against it.
 $(VENV)/installed: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
@@ -36,5 +36,16 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*
 
+# The versions that `make test` just ran with. CI installs these: PIP_CONSTRAINT=requirements-ci.lock
+lock: $(VENV)/installed
+	{ head -n 2 requirements-ci.lock; $(BIN)/pip freeze --all --exclude-editable; } >$(VENV)/lock
+	mv $(VENV)/lock requirements-ci.lock
+
+# Known vulnerabilities of the locked versions. Asks pypi.org; --strict: what cannot be asked fails.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements-ci.lock
+
 clean:
-	rm -rf $(VENV) build demo_out *.egg-info fastembed/_native.so
+	rm -rf $(VENV) $(VENV)-audit build demo_out *.egg-info fastembed/_native.so

@@ -9,12 +9,15 @@ import pickle
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TinyEngine
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from fastembed import (
@@ -39,6 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # What is allowed all the same: file, what, and why.
 ALLOWED = {
     ("fastembed/engines/models/dcp.py", "pickle"): "an Unpickler that knows a list of classes only",
+    ("fastembed/cluster/elastic.py", "pickle"): "Dask's protocol, to its own workers over TLS",
+    ("fastembed/cluster/elastic.py", "cloudpickle"): "the same",
     ("fastembed/engines/models/openclip.py", "torch.jit.load"): "OpenAI's own format; SECURITY.md",
 }
 
@@ -390,14 +395,14 @@ def test_links_in_the_place_of_outputs(plates, tmp_path):
 )  # fmt: skip
 def test_links_in_the_place_of_our_own_files(name, plates, tmp_path):
     victim = tmp_path / "victim"
-    victim.write_bytes(b"precious\n")
+    victim.write_bytes(b"precious")
     plates.fill(1)
     out = tmp_path / "out"
     out.mkdir()
     (out / name).symlink_to(victim)
     with pytest.raises((OSError, ValueError)):
         embed(plates, out)
-    assert victim.read_bytes() == b"precious\n"
+    assert victim.read_bytes() == b"precious"
 
 
 def test_links_in_the_place_of_temporary_files(tmp_path, monkeypatch):
@@ -406,7 +411,7 @@ def test_links_in_the_place_of_temporary_files(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     files = StagedFiles(out)
-    monkeypatch.setattr("fastembed.staging._temporary", lambda path: out / "temporary")
+    monkeypatch.setattr("fastembed.staging.temporary_of", lambda path: out / "temporary")
     (out / "temporary").symlink_to(victim)
     with pytest.raises(OSError):
         files.write("emb_x.npy", b"new")
@@ -502,3 +507,33 @@ def test_the_umask_is_obeyed(umask, plates, tmp_path):
     for path in paths:
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, f"{path}: {mode:o}"
+
+
+# Versions -----------------------------------------------------------------------------------------
+
+
+def test_the_lock_holds_what_the_tests_need():
+    """Each requirement of the extra `test`, at a version that satisfies it: else `make lock`."""
+    locked = {}
+    for line in (ROOT / "requirements-ci.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            (pin,) = requirement.specifier
+            assert pin.operator == "==" and not requirement.url, line
+            locked[canonicalize_name(requirement.name)] = pin.version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras, own = project["optional-dependencies"], canonicalize_name(project["name"])
+    todo = [*project["dependencies"], f"{own}[test]"]
+    seen = set()
+    while todo:
+        requirement = Requirement(todo.pop())
+        name = canonicalize_name(requirement.name)
+        if requirement in seen or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        seen.add(requirement)
+        if name == own:
+            todo += [line for extra in requirement.extras for line in extras[extra]]
+        else:
+            assert name in locked, f"{name} is not locked: make lock"
+            assert requirement.specifier.contains(locked[name], prereleases=True), requirement
+    assert len(seen) > 30

@@ -37,9 +37,10 @@ class Tsv:
         with self._locked():
             if not self.path.exists():
                 self._replace([])
-            data = self.path.read_bytes()
-            if not data.endswith(b"\n"):
-                os.truncate(self.path, data.rfind(b"\n") + 1)
+            with open(self.path, "r+b", opener=no_link) as stream:
+                data = stream.read()
+                if not data.endswith(b"\n"):
+                    stream.truncate(data.rfind(b"\n") + 1)
             self._names = {self._name(row) for row in self._rows()}
             return set(self._names)
 
