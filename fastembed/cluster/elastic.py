@@ -152,6 +152,7 @@ class _Run:
         """Leaves no task of this submission queued or running."""
         with contextlib.suppress(OSError, TimeoutError):  # where nobody is left to be told
             if self._futures:
+                self._connection.keep()
                 self._client.cancel([future for _, future in self._futures.values()])
             deadline = time.monotonic() + remote.GRACE_SECONDS + 5
             while self._running and time.monotonic() < deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import shutil
 import signal
@@ -108,12 +109,16 @@ class Connection:
     Args:
         client: of Dask; known once there is a scheduler.
         log: path of a job's log.
+
+    `keep` has Dask end no more workers for lack of tasks: cancelled ones that still clean up are
+    none in its eyes.
     """
 
     def __init__(
         self, place: str, client: Any = None, log: Callable[[str], Path] | None = None
     ) -> None:
         self.client, self.cluster = client, None
+        self.keep: Callable[[], object] = lambda: None
         self.jobs: dict[Any, str] = {}  # of a worker's name
         self.refused: list[Exception] = []
         self._place, self._log = place, log
@@ -216,9 +221,17 @@ def connected(
             security = _written(security, folder)
             cluster = _job_cluster(elastic, tasks, resources, stem, security, folder, connection)
         connection.cluster = stack.enter_context(cluster)
-        cluster.adapt(minimum=0, maximum=elastic.workers, interval="1s")
+        adaptive = cluster.adapt(minimum=0, maximum=elastic.workers, interval="1s")
+        connection.keep = lambda: cluster.loop.add_callback(adaptive.stop)
         connection.client = stack.enter_context(distributed.Client(cluster))
+        stack.callback(_quiet)
         yield connection
+
+
+def _quiet() -> None:
+    """No word of Dask on connections that end because we end them; its cluster undoes this."""
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(logging.CRITICAL)
 
 
 def worker_script(elastic: Elastic, tasks: TaskArray, resources: Resources, stem: str) -> str:
