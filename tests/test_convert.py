@@ -15,7 +15,7 @@ from conftest import TinyEngine
 from test_panoptic_job import Coco, RgbEngine
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra zarr)")
-pytest.importorskip("tensorstore", reason="tensorstore is not installed (extra zarr)")
+
 
 import pyarrow.parquet as pq
 from test_store import (
@@ -333,7 +333,7 @@ def test_a_damaged_vector_stops_it(samples, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"tensors", "npy", "zarr"}
 
 
-# A process of its own, which forks: TensorStore lives in one process only.
+# A process of its own, which forks: a child for each moment, without the threads of this one.
 KILLED = """
 import gc, os, shutil, signal, sys
 from pathlib import Path

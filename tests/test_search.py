@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra zarr)")
-pytest.importorskip("tensorstore", reason="tensorstore is not installed (extra zarr)")
+
 
 from test_panoptic_job import Coco, RgbEngine
 from test_store import run_panoptic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,8 @@ from conftest import TinyEngine, read_outputs
 from test_panoptic_job import LABELS, Coco, RgbEngine, failures
 from torch.utils.data import DataLoader
 
-pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra zarr)")
-pytest.importorskip("tensorstore", reason="tensorstore is not installed (extra zarr)")
+pytest.importorskip("pyarrow", reason="pyarrow is not installed (extras zarr, volumes)")
+pytest.importorskip("tensorstore", reason="tensorstore is not installed (extras zarr, volumes)")
 
 import pyarrow.parquet as pq
 
@@ -277,6 +279,32 @@ def test_a_torn_or_damaged_record_is_not_there(tmp_path):
     assert committed(content[:tail] + bytes(len(content) - tail)) == set(range(8))
 
 
+# Of samples 0, 1 and 2, as the first version of the records had them: with zlib's CRC-32.
+FIRST_LOG = (
+    "c-l)#%}q*8F)$R2SJIbYU|=}G!~h1&5Q^bH5J)gGFbIHoTnu~+Yz(Xn96%NjFtWhKd4MDfRNMy421)}lNSp&mg5"
+    ")@WY!Rp&I}oSk<R_LG8v)H@U`Q#cEJ%gg+W^E4P<3;F_5)2~0@<Sg6=Q(vFG;N^iO);{o6i9h;ebdng7jX2=o10"
+    "ylR?tQ4c3=eoL>}QkXVwzZ~~}K0O%?XpugC`t`&g#2~#hK&P&Wqg|Jz`d{FpsFhcyr0QRpKG=zA-rZF(HFo42!0"
+    "s{<i0r@=eu$sdF30r0c1mIx64HVF5ekg5#rp^FOT>z9;fzlOd>S25dBr#?*cQFvbhXGc&Z&BR|Om6W8Ai@wt7{S"
+    "%^pxF;|XQI9V80h5{R6^N?NNghz8`)k)D9wbFenE83eg?aGH}-vdKPlVazk1Dfp(5x0ze+ppDqk+Me^y*%|4-dy"
+    "f9TJJ`(O3R@6U79wDmhHa^MYD!anAz`THM~TJP@<;odLtY2iKqed=Wq"
+)
+
+
+def test_logs_of_the_first_version_are_read(tmp_path):
+    content = zlib.decompress(base64.b85decode(FIRST_LOG))
+    log = tmp_path / f"staged-{'0' * 32}.log"
+    log.write_bytes(content)
+    index = opened(tmp_path)
+    assert index.open() == {f"emb_{i}" for i in range(3)}
+    commit(index, [3])
+    index.close()
+    fill(tmp_path / "whole", range(4))
+    assert tree(tmp_path / "whole").items() <= tree(tmp_path).items()
+    assert EmbeddingStore(tmp_path).keys() == [f"emb_{i}" for i in range(4)]
+    log.write_bytes(content[:-1] + b"x")
+    assert len(journal.Log(log)) == 0
+
+
 def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     index = opened(tmp_path)
     commit(index, range(5))
@@ -300,7 +328,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(tmp_path, monkeypatch):
     assert stored(tmp_path) == {*range(5), *range(40, 44)}
 
 
-# A process of its own, which forks: TensorStore lives in one process only.
+# A process of its own, which forks: a child for each moment, without the threads of this one.
 TORTURE = """
 import gc, json, os, resource, shutil, signal, sys
 from pathlib import Path
@@ -724,7 +752,7 @@ def test_an_open_store_stays_what_it_was(tmp_path):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_loader_workers_read_it(tmp_path, context):
-    """Also where this process has merged (through TensorStore) and read by key."""
+    """Also where this process has merged and read by key."""
     fill(tmp_path, range(4200))
     store = EmbeddingStore(tmp_path)
     assert store.row("emb_17") == 17

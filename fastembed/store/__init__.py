@@ -30,14 +30,16 @@ How it comes about, and why so:
 A run that was killed before its merge left a store as it was before (or none), and logs.
 `EmbeddingStore` reads the former and warns of the latter.
 
-Needs the extra ``zarr``; reading needs pyarrow only.
+Needs the extra ``zarr``.
 """
 
 try:
+    import google_crc32c  # noqa: F401
     import pyarrow  # noqa: F401
+    import xxhash  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"the zarr format needs pyarrow and tensorstore ({error}): "
+        f"the zarr format needs pyarrow, xxhash and google-crc32c ({error}): "
         "pip install 'fastembed-vision[zarr]'"
     ) from error
 

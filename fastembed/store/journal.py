@@ -3,6 +3,9 @@
 A record is a header, index rows (an Arrow IPC stream), padding, and the vectors. It starts and its
 vectors start at a multiple of a vector's bytes from the start of the file, so that the file as an
 array [., D] holds every vector as a row, and a merge gathers rows with one index.
+
+The checksum is XXH3. The first version of these records had zlib's CRC-32, which took as long as
+the write; both are read.
 """
 
 from __future__ import annotations
@@ -13,18 +16,25 @@ import re
 import struct
 import uuid
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from .. import staging
 
 _NAME = re.compile(r"staged-[0-9a-f]{32}\.log")
-_MAGIC = b"fembed01"
-_PREFIX = struct.Struct("<8sI")  # magic; CRC-32 of all that follows in the record
+_MAGIC = b"fembed02"
+_PREFIX = struct.Struct("<8sQ")  # magic; checksum of all that follows in the record
 _SIZES = struct.Struct("<IQQ")  # bytes of a vector, of the index rows; number of vectors
-_HEADER = _PREFIX.size + _SIZES.size
+# By magic: the prefix, and the checksum.
+_VERSIONS: dict[bytes, tuple[struct.Struct, Callable]] = {
+    _MAGIC: (_PREFIX, xxhash.xxh3_64_intdigest),
+    b"fembed01": (struct.Struct("<8sI"), zlib.crc32),
+}
+_PIECE = 1 << 20  # bytes that are gathered for one write: they stay in a core's cache
 
 
 def paths(folder: Path) -> list[Path]:
@@ -41,32 +51,50 @@ class LogWriter:
         self._descriptor: int | None = None
         self._end = 0
 
-    def append(self, rows: pa.Table, vectors: np.ndarray) -> None:
-        """Commits vectors [n, D] and their n index rows: on disk when this returns.
+    def append(self, rows: pa.Table, vectors: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Commits n vectors and their index rows: on disk when this returns.
+
+        Args:
+            rows: n of them.
+            vectors: [n, D], or several [n_i, D] that are n together; float32 or float16.
 
         Raises:
             OSError: disk full and the like; the log is as it was.
         """
-        if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.dtype not in ("f4", "f2"):
-            raise ValueError(
-                f"vectors must be float32 or float16 [{len(rows)}, D]; "
-                f"got {vectors.dtype} {list(vectors.shape)}"
-            )
-        record = _record(rows, np.ascontiguousarray(vectors))
+        pieces = [vectors] if isinstance(vectors, np.ndarray) else vectors
+        _check(pieces, len(rows))
         if self._descriptor is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self.path, flags, 0o666)
             sync(self.path.parent)
         try:
-            for piece in record:
-                staging.write_fully(self._descriptor, piece)
+            end = self._write(rows, pieces)
             os.fdatasync(self._descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._end)
-                os.lseek(self._descriptor, self._end, os.SEEK_SET)
             raise
-        self._end += sum(len(piece) for piece in record)
+        self._end = end
+
+    def _write(self, rows: pa.Table, pieces: Sequence[np.ndarray]) -> int:
+        """Writes a record; where it ends."""
+        dtype, dim = pieces[0].dtype, pieces[0].shape[1]
+        index = pa.BufferOutputStream()
+        rows = rows.replace_schema_metadata({"dtype": dtype.name})
+        with pa.ipc.new_stream(index, rows.schema) as stream:
+            stream.write_table(rows)
+        index, width = index.getvalue(), dim * dtype.itemsize
+        sizes = _SIZES.pack(width, len(index), len(rows))
+        header = _PREFIX.size + len(sizes) + len(index)
+        checksum = xxhash.xxh3_64()
+        os.lseek(self._descriptor, self._end + _PREFIX.size, os.SEEK_SET)
+        for part in (sizes + index.to_pybytes() + bytes(-header % width), *_gathered(pieces)):
+            checksum.update(part)
+            staging.write_fully(self._descriptor, part)
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        os.lseek(self._descriptor, self._end, os.SEEK_SET)
+        staging.write_fully(self._descriptor, _PREFIX.pack(_MAGIC, checksum.intdigest()))
+        return end
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -88,15 +116,15 @@ class Log:
         data = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
         tables, places, width = [], [], 1
         start = self.damaged = 0
-        while (sizes := _sizes(data, start)) is not None:
-            width, index_bytes, count = sizes
-            first = -(-(start + _HEADER + index_bytes) // width)
+        while (header := _header(data, start)) is not None:
+            prefix, checksum, (width, index_bytes, count) = header
+            first = -(-(start + prefix.size + _SIZES.size + index_bytes) // width)
             end = (first + count) * width
             if end > len(data):  # torn: the run was killed in this commit
                 break
-            body = memoryview(data)[start + _PREFIX.size : end]
+            body = memoryview(data)[start + prefix.size : end]
             # A record that was damaged later is as good as none: its samples are made again.
-            if zlib.crc32(body) == _PREFIX.unpack_from(data, start)[1]:
+            if checksum(body) == prefix.unpack_from(data, start)[1]:
                 index = body[_SIZES.size : _SIZES.size + index_bytes]
                 with pa.ipc.open_stream(pa.py_buffer(index)) as stream:
                     tables.append(stream.read_all())
@@ -104,7 +132,8 @@ class Log:
             else:
                 self.damaged += 1
             start = end
-        if sizes is None and len(data) - start >= _HEADER:  # nothing that a torn commit leaves
+        # A commit that was torn leaves no magic: it is written last.
+        if header is None and data[start : start + len(_MAGIC)].any():
             self.damaged += 1
         self.index = pa.concat_tables(tables) if tables else None
         self.places = np.concatenate(places) if places else np.empty(0, np.int64)
@@ -120,6 +149,10 @@ class Log:
         """The vectors at these places [n]: [n, D]."""
         return self._vectors[places]
 
+    def rows_into(self, out: np.ndarray, places: np.ndarray) -> None:
+        """The vectors at these places [n] into `out` [n, D]."""
+        np.take(self._vectors, places, axis=0, out=out, mode="clip")  # "raise" would buffer `out`
+
 
 def sync(path: Path) -> None:
     """What was written to a file, or the names in a folder, survive a power cut."""
@@ -130,25 +163,37 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _record(rows: pa.Table, vectors: np.ndarray) -> list[memoryview]:
-    """The bytes of a record, in pieces."""
-    rows = rows.replace_schema_metadata({"dtype": vectors.dtype.name})
-    index = pa.BufferOutputStream()
-    with pa.ipc.new_stream(index, rows.schema) as stream:
-        stream.write_table(rows)
-    index = index.getvalue()
-    width = vectors.shape[1] * vectors.itemsize
-    sizes = _SIZES.pack(width, len(index), len(vectors))
-    body = [sizes, index, bytes(-(_HEADER + len(index)) % width), vectors.view(np.uint8)]
-    crc = 0
-    for piece in body:
-        crc = zlib.crc32(piece, crc)
-    return [memoryview(piece).cast("B") for piece in (_PREFIX.pack(_MAGIC, crc), *body)]
+def _check(pieces: Sequence[np.ndarray], count: int) -> None:
+    kinds = {(piece.dtype, piece.shape[1:]) for piece in pieces}
+    sound = len(kinds) == 1 and all(dtype in ("f4", "f2") and len(d) == 1 for dtype, d in kinds)
+    if not sound or sum(map(len, pieces)) != count:
+        raise ValueError(
+            f"vectors must be float32 or float16 [{count}, D]; "
+            f"got {[(str(dtype), list(shape)) for dtype, shape in kinds]}"
+        )
 
 
-def _sizes(data: np.ndarray, start: int) -> tuple[int, int, int] | None:
-    """The sizes in the header at `start`; None where no record starts."""
-    if len(data) < start + _HEADER or _PREFIX.unpack_from(data, start)[0] != _MAGIC:
+def _gathered(pieces: Sequence[np.ndarray]) -> Iterator[memoryview | bytes]:
+    """The bytes of many small arrays, about `_PIECE` at a time; a large one as it is."""
+    group, size = [], 0
+    for piece in pieces:
+        group.append(np.ascontiguousarray(piece))
+        size += piece.nbytes
+        if size >= _PIECE:
+            yield _joined(group)
+            group, size = [], 0
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: list[np.ndarray]) -> memoryview | bytes:
+    return b"".join(group) if len(group) > 1 else memoryview(group[0].reshape(-1).view(np.uint8))
+
+
+def _header(data: np.ndarray, start: int) -> tuple[struct.Struct, Callable, tuple] | None:
+    """The prefix, the checksum and the sizes of the record at `start`; None where none starts."""
+    version = _VERSIONS.get(data[start : start + len(_MAGIC)].tobytes())
+    if version is None or len(data) < start + version[0].size + _SIZES.size:
         return None
-    sizes = _SIZES.unpack_from(data, start + _PREFIX.size)
-    return sizes if sizes[0] > 0 else None
+    sizes = _SIZES.unpack_from(data, start + version[0].size)
+    return (*version, sizes) if sizes[0] > 0 else None

@@ -120,21 +120,28 @@ def _build(folder: Path, index: pa.Table, sources: list, old: Path | None) -> Pa
     if final == old:
         return final
 
-    def shard(number: int) -> np.ndarray | Path:
+    def fill(number: int, rows: np.ndarray) -> Path | None:
         start = number * shards.SHARD_ROWS
-        part = slice(start, start + shards.shard_rows(len(index), number))
+        part = slice(start, start + len(rows))
         if old and _is_shard(of[part], place[part], number, len(sources[0])):
             return shards.shard_path(old / ARRAY, number)
-        rows = np.empty((part.stop - start, dim), dtype)
-        for source in np.unique(of[part]):
+        present = np.unique(of[part])
+        if len(present) == 1:
+            sources[present[0]].rows_into(rows, place[part])
+            return None
+        for source in present:
             mine = of[part] == source
-            rows[mine] = sources[source].rows(place[part][mine])
-        return rows
+            some = np.empty((np.count_nonzero(mine), dim), dtype)
+            sources[source].rows_into(some, place[part][mine])
+            rows[mine] = some
+        return None
 
-    shards.write(building / ARRAY, (len(index), dim), dtype, {"fastembed": about}, shard)
+    shards.write(building / ARRAY, (len(index), dim), dtype, {"fastembed": about}, fill)
     _write_fingerprints(building, len(index), dim, dtype)
+    # Shards are on disk, new or linked; folders and all else is not.
     for path in [*building.rglob("*"), building]:
-        journal.sync(path)
+        if path.is_dir() or path.name in (INDEX, FINGERPRINTS, "zarr.json"):
+            journal.sync(path)
     shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before it flipped
     os.rename(building, final)
     return final

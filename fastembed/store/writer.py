@@ -101,7 +101,7 @@ class Parquet:
             return
         schema = pa.schema({"name": pa.large_string(), **self.columns})
         table = pa.table(list(map(list, zip(*rows, strict=True))), schema=schema)
-        vectors = np.concatenate([self.sink.written.pop(item.name) for item in items])
+        vectors = [self.sink.written.pop(item.name) for item in items]
         self._log.append(table, vectors)
         self.sink.names.update(row[0] for row in rows)
 
