@@ -1,4 +1,4 @@
-"""Vectors to the disk: a file each, one after another, or the store; and back.
+"""Vectors to the disk: a file each, one after another, or the store; and back, converted, searched.
 
 The store's figures are whole runs: commits with their syncs, merge, removal of the logs. What
 np.save leaves is not synced, which favours it.
@@ -17,7 +17,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra zarr)")
 pytest.importorskip("tensorstore", reason="tensorstore is not installed (extra zarr)")
 
 import pyarrow as pa
+import torch
 
+from fastembed import search, signature
+from fastembed.convert import convert
 from fastembed.datasets import EmbeddingStore
 from fastembed.records import Embedded, Item
 from fastembed.store import Parquet, SegmentParquet, Zarr, journal, shards
@@ -105,40 +108,119 @@ def test_array_alone(measure, vectors):
     measure("sharded zarr in one go, synced", write, vectors)
 
 
-def test_photos(measure, vectors):
-    """Sink and index as the pipeline calls them: samples of 16 vectors, 256 to a commit."""
+def photos(vectors) -> list[Embedded]:
+    """Samples of 16 vectors."""
     parts = dict.fromkeys(range(16), 0)
-    samples = [
+    return [
         Embedded(Item(str(i), "", f"{i:012d}", parts=parts), part)
         for i, part in enumerate(vectors.reshape(-1, 16, DIM))
     ]
 
-    def write(folder):
-        write_samples(SegmentParquet(Zarr(folder)), samples)
 
-    measure("store, photos of 16, commits of 256", write, vectors)
-
-
-def test_samples(measure, vectors):
-    samples = [
+def samples(vectors) -> list[Embedded]:
+    return [
         Embedded(Item(str(i), f"{i}.npy", f"emb_{i:040d}", {"text_id": i}), vector[None])
         for i, vector in enumerate(vectors)
     ]
+
+
+# At full speed the pipeline commits when half of its backlog is full: 32 MiB of float32 features.
+AT_FULL_SPEED = (32 << 20) // (4 * DIM)
+
+
+@pytest.mark.parametrize("rows", [256, AT_FULL_SPEED])
+@pytest.mark.parametrize("kind", ["photos of 16", "samples"])
+def test_runs(measure, vectors, kind, rows):
+    """Sink and index as the pipeline calls them."""
+    made, index = (samples, Parquet) if kind == "samples" else (photos, SegmentParquet)
+    embedded = made(vectors)
+    size = rows // len(embedded[0])
     measure(
-        "store, samples, commits of 256",
-        lambda folder: write_samples(Parquet(Zarr(folder)), samples), vectors,
+        f"store, {kind}, commits of {rows} vectors",
+        lambda folder: write_samples(index(Zarr(folder)), embedded, size), vectors,
     )  # fmt: skip
 
 
-def write_samples(index: Parquet, samples: list[Embedded]) -> None:
+def write_samples(index: Parquet, samples: list[Embedded], size: int) -> None:
     index.sink.open()
     index.open()
-    for start in range(0, len(samples), 256):
-        group = samples[start : start + 256]
+    for start in range(0, len(samples), size):
+        group = samples[start : start + size]
         for sample in group:
             index.sink.write(sample)
         index.commit([sample.item for sample in group])
     index.close()
+
+
+CONVERT = "32,768 vectors of a zarr store to"
+
+
+@pytest.fixture
+def store(tmp_path, vectors):
+    """What a job leaves, its settings too."""
+    folder = tmp_path / "store"
+    signature.claim(folder, {"output": {"form": "zarr", "dtype": "float16"}})
+    write_samples(Parquet(Zarr(folder)), samples(vectors), COUNT)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet", "safetensors", "npy"])
+def test_convert(row, store, tmp_path, vectors, form):
+    """All of it synced; against a plain copy of the store's files, which is not."""
+    benchmark = row(
+        CONVERT, form, dtype="float16", shape=f"{COUNT}x{DIM}", nbytes=vectors.nbytes, images=COUNT
+    )
+    benchmark.pedantic(
+        lambda: convert(store, tmp_path / "new", form, overwrite=True), rounds=3, warmup_rounds=1
+    )
+
+
+def test_copy(row, store, tmp_path, vectors):
+    benchmark = row(
+        CONVERT, "shutil.copytree, no sync", dtype="float16", shape=f"{COUNT}x{DIM}",
+        nbytes=vectors.nbytes, images=COUNT, baseline=True,
+    )  # fmt: skip
+
+    def copy():
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        shutil.copytree(store, tmp_path / "new", symlinks=True)
+
+    benchmark.pedantic(copy, rounds=3, warmup_rounds=1)
+
+
+NEAREST = "10 nearest of 200,000 x 768 in float16"
+
+
+@pytest.fixture(scope="module")
+def many() -> torch.Tensor:
+    return torch.randn(200_000, 768, generator=torch.Generator().manual_seed(0)).half()
+
+
+@pytest.mark.parametrize("queries", [1, 32])
+def test_search(row, many, queries):
+    asked = torch.randn(queries, 768, generator=torch.Generator().manual_seed(1))
+    found = search(many[:2000], asked)
+    exact = torch.nn.functional.normalize(many[:2000].double()) @ asked.double().T
+    assert (exact.topk(10, dim=0).indices.T.numpy() == found.rows).all()
+    benchmark = row(
+        f"{NEAREST}, {queries} queries", "search", dtype="float16", nbytes=many.nbytes,
+        images=queries, exactness="as float64",
+    )  # fmt: skip
+    benchmark(lambda: search(many, asked))
+
+
+@pytest.mark.parametrize("queries", [1, 32])
+@pytest.mark.parametrize("product", ["float16", "float32"])
+def test_search_by_torch(row, many, queries, product):
+    """Vectors in memory, norms not looked at; float16 products come back rounded to float16."""
+    asked = torch.randn(queries, 768, generator=torch.Generator().manual_seed(1)).T.contiguous()
+    half = product == "float16"
+    asked = asked.half() if half else asked
+    benchmark = row(
+        f"{NEAREST}, {queries} queries", f"(X @ q).topk by torch in {product}", dtype="float16",
+        nbytes=many.nbytes, images=queries, baseline=half,
+    )  # fmt: skip
+    benchmark(lambda: ((many if half else many.float()) @ asked).topk(10, dim=0))
 
 
 @pytest.fixture(scope="module")

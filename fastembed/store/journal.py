@@ -34,7 +34,7 @@ _VERSIONS: dict[bytes, tuple[struct.Struct, Callable]] = {
     _MAGIC: (_PREFIX, xxhash.xxh3_64_intdigest),
     b"fembed01": (struct.Struct("<8sI"), zlib.crc32),
 }
-_PIECE = 1 << 20  # bytes that are gathered for one write: they stay in a core's cache
+_PIECE = 1 << 18  # bytes that are gathered for one write: they stay in a core's cache
 
 
 def paths(folder: Path) -> list[Path]:
@@ -56,7 +56,8 @@ class LogWriter:
 
         Args:
             rows: n of them.
-            vectors: [n, D], or several [n_i, D] that are n together; float32 or float16.
+            vectors: [n, D], or several [n_i, D] that are n together; float32 or float16, each
+                contiguous.
 
         Raises:
             OSError: disk full and the like; the log is as it was.
@@ -164,30 +165,21 @@ def sync(path: Path) -> None:
 
 
 def _check(pieces: Sequence[np.ndarray], count: int) -> None:
-    kinds = {(piece.dtype, piece.shape[1:]) for piece in pieces}
-    sound = len(kinds) == 1 and all(dtype in ("f4", "f2") and len(d) == 1 for dtype, d in kinds)
-    if not sound or sum(map(len, pieces)) != count:
+    dtype, shape = (pieces[0].dtype, pieces[0].shape[1:]) if pieces else (None, ())
+    alike = all(piece.dtype == dtype and piece.shape[1:] == shape for piece in pieces)
+    if not alike or dtype not in ("f4", "f2") or len(shape) != 1 or sum(map(len, pieces)) != count:
+        found = sorted({f"{piece.dtype} {list(piece.shape)}" for piece in pieces})
         raise ValueError(
-            f"vectors must be float32 or float16 [{count}, D]; "
-            f"got {[(str(dtype), list(shape)) for dtype, shape in kinds]}"
+            f"vectors must be float32 or float16 [{count}, D]; got {', '.join(found[:3])}"
         )
 
 
 def _gathered(pieces: Sequence[np.ndarray]) -> Iterator[memoryview | bytes]:
     """The bytes of many small arrays, about `_PIECE` at a time; a large one as it is."""
-    group, size = [], 0
-    for piece in pieces:
-        group.append(np.ascontiguousarray(piece))
-        size += piece.nbytes
-        if size >= _PIECE:
-            yield _joined(group)
-            group, size = [], 0
-    if group:
-        yield _joined(group)
-
-
-def _joined(group: list[np.ndarray]) -> memoryview | bytes:
-    return b"".join(group) if len(group) > 1 else memoryview(group[0].reshape(-1).view(np.uint8))
+    some = max(1, _PIECE * len(pieces) // max(1, sum(piece.nbytes for piece in pieces)))
+    if some == 1:
+        return (memoryview(piece.reshape(-1).view(np.uint8)) for piece in pieces)
+    return (b"".join(pieces[i : i + some]) for i in range(0, len(pieces), some))
 
 
 def _header(data: np.ndarray, start: int) -> tuple[struct.Struct, Callable, tuple] | None:

@@ -109,6 +109,28 @@ def write(
     Raises:
         OSError: disk full and the like.
     """
+    create(path, shape, dtype, attributes)
+    buffers = threading.local()
+
+    def one(number: int) -> None:
+        target = shard_path(path, number)
+        target.parent.mkdir(parents=True)
+        if not hasattr(buffers, "rows"):  # fresh memory costs as much as writing it
+            buffers.rows = np.empty((SHARD_ROWS, shape[1]), dtype)
+        count = shard_rows(shape[0], number)
+        source = fill(number, buffers.rows[:count])
+        if source is None:
+            buffers.rows[count:] = 0
+            _write_shard(target, buffers.rows, count)
+        else:
+            os.link(source, target)
+
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="shard") as pool:
+        list(pool.map(one, range(-(-shape[0] // SHARD_ROWS))))
+
+
+def create(path: Path, shape: tuple[int, int], dtype: np.dtype, attributes: dict) -> None:
+    """A new array without rows: its folder and its metadata."""
     path.mkdir()
     metadata = {
         "zarr_format": 3,
@@ -127,23 +149,6 @@ def write(
     }
     text = json.dumps(metadata, sort_keys=True, separators=(",", ":"))
     (path / "zarr.json").write_text(text)
-    buffers = threading.local()
-
-    def one(number: int) -> None:
-        target = shard_path(path, number)
-        target.parent.mkdir(parents=True)
-        if not hasattr(buffers, "rows"):  # fresh memory costs as much as writing it
-            buffers.rows = np.empty((SHARD_ROWS, shape[1]), dtype)
-        count = shard_rows(shape[0], number)
-        source = fill(number, buffers.rows[:count])
-        if source is None:
-            buffers.rows[count:] = 0
-            _write_shard(target, buffers.rows, count)
-        else:
-            os.link(source, target)
-
-    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="shard") as pool:
-        list(pool.map(one, range(-(-shape[0] // SHARD_ROWS))))
 
 
 def fingerprint(path: Path, rows: int, dim: int, dtype: np.dtype) -> str:

@@ -59,7 +59,7 @@ class Zarr:
 
     def write(self, embedded: Embedded) -> None:
         """Keeps a sample's vectors for the commit."""
-        self.written[embedded.item.name] = embedded.vectors
+        self.written[embedded.item.name] = np.ascontiguousarray(embedded.vectors)
 
     def flush(self) -> None:
         """Nothing: vectors and rows become durable together, in the commit."""
@@ -96,14 +96,14 @@ class Parquet:
 
     def commit(self, items: Sequence[Item]) -> None:
         """Adds samples that the sink has written: all on disk when this returns."""
-        rows = [row for item in items for row in self._rows_of(item)]
-        if not rows:
+        if not items:
             return
+        names, *columns = self._columns_of(items)
         schema = pa.schema({"name": pa.large_string(), **self.columns})
-        table = pa.table(list(map(list, zip(*rows, strict=True))), schema=schema)
+        table = pa.table([names, *columns], schema=schema)
         vectors = [self.sink.written.pop(item.name) for item in items]
         self._log.append(table, vectors)
-        self.sink.names.update(row[0] for row in rows)
+        self.sink.names.update(names)
 
     def remove(self, names: set[str]) -> None:
         """Drops vectors and their rows.
@@ -133,8 +133,10 @@ class Parquet:
     def __str__(self) -> str:
         return str(self.path)
 
-    def _rows_of(self, item: Item) -> list[tuple]:
-        return [(item.name, item.path, item.fields["text_id"])]
+    def _columns_of(self, items: Sequence[Item]) -> tuple[list, ...]:
+        """Name and the other columns of their rows."""
+        texts = [item.fields["text_id"] for item in items]
+        return [item.name for item in items], [item.path for item in items], texts
 
 
 class SegmentParquet(Parquet):
@@ -147,8 +149,13 @@ class SegmentParquet(Parquet):
         "label": pa.int32(),
     }
 
-    def _rows_of(self, item: Item) -> list[tuple]:
-        return [(item.part_name(i), item.name, i, label) for i, label in item.parts.items()]
+    def _columns_of(self, items: Sequence[Item]) -> tuple[list, ...]:
+        return (
+            [item.part_name(part) for item in items for part in item.parts],
+            [item.name for item in items for _ in item.parts],
+            [part for item in items for part in item.parts],
+            [label for item in items for label in item.parts.values()],
+        )
 
 
 class _Lock:
