@@ -1,13 +1,13 @@
 """``checksums.tsv``: what every file of an output folder held when it was written.
 
-A line per file: its name in the folder, its bytes, its SHA-256 (that of ``sha256sum``). The lines
-of a commit are appended and made durable before its files get their names, and these before their
-index rows. So no committed file lacks its line, whatever kills a run; a line without its file may
-be left, and the run that makes the file writes the line again.
+A line per file: its name in the folder, its bytes, its XXH3 of 128 bits (that of ``xxh128sum``).
+The lines of a commit are appended and made durable before its files get their names, and these
+before their index rows. So no committed file lacks its line, whatever kills a run; a line without
+its file may be left, and the run that makes the file writes the line again.
 
 Any number of processes (shards) may append. The last line of a name counts. A finished run leaves
 a line per name, sorted, so that one run and the union of shards give the same bytes, and last a
-line of the list itself, its seal: the bytes before that line, and their SHA-256. So lines that were
+line of the list itself, its seal: the bytes before that line, and their XXH3. So lines that were
 lost or altered show, which matters since a file without a line is taken for one of an earlier
 version.
 """
@@ -15,7 +15,6 @@ version.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import threading
@@ -24,11 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import xxhash
+
 from . import staging
 
 FILE_NAME = "checksums.tsv"
-_HEADER = b"name\tbytes\tsha256"
-_LINE = re.compile(rb"([^\t\n]+)\t(\d+)\t([0-9a-f]{64})")
+_HEADER = b"name\tbytes\txxh3_128"
+_LINE = re.compile(rb"([^\t\n]+)\t(\d+)\t([0-9a-f]{32})")
 # A name is whatever a file system takes; a line is one line.
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
@@ -36,7 +37,7 @@ _PLAIN = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r"}
 
 
 class Checksum(NamedTuple):
-    """Of a file's content: number of bytes and SHA-256, 32 bytes."""
+    """Of a file's content: number of bytes and XXH3, 16 bytes."""
 
     size: int
     digest: bytes
@@ -59,8 +60,8 @@ class Listed(NamedTuple):
 
 
 def checksum(content: bytes) -> Checksum:
-    """The checksum of a file's content. Lets other threads run."""
-    return Checksum(len(content), hashlib.sha256(content).digest())
+    """The checksum of a file's content."""
+    return Checksum(len(content), xxhash.xxh3_128_digest(content))
 
 
 class Checksums:
