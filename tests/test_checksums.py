@@ -137,6 +137,12 @@ def test_a_seal_tells_of_lines_that_were_lost_or_altered(tmp_path):
         assert sums.read().seal in ("broken", "open"), position
         sums.path.write_bytes(whole[:position])
         assert sums.read().seal == "open"
+        sums.path.write_bytes(whole)
+    sums.path.write_bytes(whole.replace(b"a\t1", b"c\t1"))
+    sums.close()  # a run that knows nothing of the damage does not hide it
+    assert sums.read().seal != "sealed"
+    sums.remove(set())
+    assert sums.read().seal == "sealed"
     sums.path.write_bytes(whole)
     add(tmp_path, c=b"3")
     assert sums.read().seal == "open"
