@@ -110,7 +110,7 @@ class Checksums:
         return Listed(sums, damaged, seal)
 
     def close(self) -> None:
-        """Leaves the list sorted, a line per name, and sealed; without a seal where it was broken."""
+        """Leaves the list sorted, a line per name, and sealed; if its seal was not broken."""
         self._rewrite(frozenset(), keep_damage=True)
 
     def remove(self, names: Set[str]) -> None:
