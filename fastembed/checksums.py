@@ -1,13 +1,13 @@
 """``checksums.tsv``: what every file of an output folder held when it was written.
 
-A line per file: its name in the folder, its bytes, its SHA-256 (that of ``sha256sum``). The lines
-of a commit are appended and made durable before its files get their names, and these before their
-index rows. So no committed file lacks its line, whatever kills a run; a line without its file may
-be left, and the run that makes the file writes the line again.
+A line per file: its name in the folder, its bytes, its XXH3 of 128 bits (that of ``xxh128sum``).
+The lines of a commit are appended and made durable before its files get their names, and these
+before their index rows. So no committed file lacks its line, whatever kills a run; a line without
+its file may be left, and the run that makes the file writes the line again.
 
 Any number of processes (shards) may append. The last line of a name counts. A finished run leaves
 a line per name, sorted, so that one run and the union of shards give the same bytes, and last a
-line of the list itself, its seal: the bytes before that line, and their SHA-256. So lines that were
+line of the list itself, its seal: the bytes before that line, and their XXH3. So lines that were
 lost or altered show, which matters since a file without a line is taken for one of an earlier
 version.
 """
@@ -15,7 +15,6 @@ version.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import threading
@@ -24,19 +23,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import xxhash
+
 from . import staging
 
 FILE_NAME = "checksums.tsv"
-_HEADER = b"name\tbytes\tsha256"
-_LINE = re.compile(rb"([^\t\n]+)\t(\d+)\t([0-9a-f]{64})")
+_HEADER = b"name\tbytes\txxh3_128"
+_LINE = re.compile(rb"([^\t\n]+)\t(\d+)\t([0-9a-f]{32})")
 # A name is whatever a file system takes; a line is one line.
 _ESCAPES = ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\t", b"\\t"), (b"\r", b"\\r"))
+_SPECIAL = re.compile(rb"[\\\n\t\r]")
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _PLAIN = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r"}
 
 
 class Checksum(NamedTuple):
-    """Of a file's content: number of bytes and SHA-256, 32 bytes."""
+    """Of a file's content: number of bytes and XXH3, 16 bytes."""
 
     size: int
     digest: bytes
@@ -59,8 +61,8 @@ class Listed(NamedTuple):
 
 
 def checksum(content: bytes) -> Checksum:
-    """The checksum of a file's content. Lets other threads run."""
-    return Checksum(len(content), hashlib.sha256(content).digest())
+    """The checksum of a file's content."""
+    return Checksum(len(content), xxhash.xxh3_128_digest(content))
 
 
 class Checksums:
@@ -91,7 +93,7 @@ class Checksums:
             OSError: disk full and the like; the list is as it was.
         """
         noted, self._noted = self._noted, {}
-        text = b"".join(_line(name, entry) + b"\n" for name, entry in noted.items())
+        text = b"".join(_line(_raw(name), entry) + b"\n" for name, entry in noted.items())
         if not text:
             return
         with self._locked():
@@ -103,41 +105,31 @@ class Checksums:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return Listed({}, [], "none")
-        sums, damaged, seal, start = {}, [], "open", 0
-        for line in data.split(b"\n")[:-1]:
-            if fields := _LINE.fullmatch(line):
-                name, entry = (
-                    _name(fields[1]),
-                    Checksum(int(fields[2]), bytes.fromhex(fields[3].decode())),
-                )
-                if name == FILE_NAME:
-                    sound = entry == checksum(data[:start])
-                    seal = "broken" if not sound or seal == "broken" else "sealed"
-                else:
-                    sums[name] = entry
-                    seal = "open" if seal == "sealed" else seal
-            elif line != _HEADER:
-                damaged.append(line)
-            start += len(line) + 1
+        lines, damaged, seal = _parsed(data)
+        sums = {_name(raw): _entry(line) for raw, line in lines.items()}
         return Listed(sums, damaged, seal)
 
     def close(self) -> None:
-        """Leaves the list sorted, a line per name, and sealed."""
-        self.remove(frozenset(), damaged=False)
+        """Leaves the list sorted, a line per name, and sealed; if its seal was not broken."""
+        self._rewrite(frozenset(), keep_damage=True)
 
-    def remove(self, names: Set[str], damaged: bool = True) -> None:
-        """Drops the lines of these files, and those that are `damaged`. The list is sorted
-        and sealed then."""
+    def remove(self, names: Set[str]) -> None:
+        """Drops the lines of these files, and those that are none. The list is sealed then."""
+        self._rewrite({_raw(name) for name in names}, keep_damage=False)
+
+    def _rewrite(self, names: Set[bytes], keep_damage: bool) -> None:
         with self._locked():
             if not self.path.exists():
                 return
-            listed = self.read()
-            lines = [_line(name, entry) for name, entry in listed.sums.items() if name not in names]
-            # Lines that are none stay until they are dropped on purpose: they tell of damage.
-            lines += [] if damaged else listed.damaged
-            text = b"".join(line + b"\n" for line in (_HEADER, *sorted(lines)))
-            text += _line(FILE_NAME, checksum(text)) + b"\n"
-            if text != self.path.read_bytes():
+            data = self.path.read_bytes()
+            lines, damaged, seal = _parsed(data)
+            kept = [line for raw, line in lines.items() if raw not in names]
+            # They tell of damage until somebody has looked into it.
+            kept += damaged if keep_damage else []
+            text = b"".join(line + b"\n" for line in (_HEADER, *sorted(kept)))
+            if seal != "broken" or not keep_damage:
+                text += _line(_raw(FILE_NAME), checksum(text)) + b"\n"
+            if text != data:
                 staging.write_bytes_atomically(self.path, text)
 
     @contextmanager
@@ -149,12 +141,44 @@ class Checksums:
             yield
 
 
-def _line(name: str, entry: Checksum) -> bytes:
-    text = os.fsencode(name)
-    for plain, escaped in _ESCAPES:
-        text = text.replace(plain, escaped)
-    return b"%s\t%d\t%s" % (text, entry.size, entry.digest.hex().encode())
+def _parsed(data: bytes) -> tuple[dict[bytes, bytes], list[bytes], str]:
+    """The last line of each name as it stands there, the lines that are none, and the seal."""
+    lines: dict[bytes, bytes] = {}
+    damaged: list[bytes] = []
+    seal, start = "open", 0
+    for line in data.split(b"\n")[:-1]:
+        fields = _LINE.fullmatch(line)
+        if fields is None:
+            damaged += [line] if line != _HEADER else []
+        elif fields[1] == FILE_NAME.encode():
+            sound = _entry(line) == checksum(data[:start])
+            seal = "broken" if not sound or seal == "broken" else "sealed"
+        else:
+            lines[fields[1]] = line
+            seal = "open" if seal == "sealed" else seal
+        start += len(line) + 1
+    return lines, damaged, seal
 
 
-def _name(text: bytes) -> str:
-    return os.fsdecode(_ESCAPED.sub(lambda match: _PLAIN.get(match[1], match[0]), text))
+def _line(raw: bytes, entry: Checksum) -> bytes:
+    return b"%s\t%d\t%s" % (raw, entry.size, entry.digest.hex().encode())
+
+
+def _entry(line: bytes) -> Checksum:
+    _, size, digest = line.split(b"\t")
+    return Checksum(int(size), bytes.fromhex(digest.decode()))
+
+
+def _raw(name: str) -> bytes:
+    """A name as it stands in the list."""
+    raw = os.fsencode(name)
+    if _SPECIAL.search(raw):
+        for plain, escaped in _ESCAPES:
+            raw = raw.replace(plain, escaped)
+    return raw
+
+
+def _name(raw: bytes) -> str:
+    if b"\\" in raw:
+        raw = _ESCAPED.sub(lambda match: _PLAIN.get(match[1], match[0]), raw)
+    return os.fsdecode(raw)

@@ -214,7 +214,7 @@ DAMAGES = {
     "other settings": (lambda f: flip(f / "fastembed.json", 40), {findings.SETTINGS}),
     "a damaged seal": (lambda f: flip(f / "checksums.tsv"), None),
     "a damaged checksum": (lambda f: flip(f / "checksums.tsv", first_line(f) - 3), None),
-    "a damaged line": (lambda f: flip(f / "checksums.tsv", first_line(f) - 65),
+    "a damaged line": (lambda f: flip(f / "checksums.tsv", first_line(f) - 33),
                        {findings.LIST, findings.ORPHAN}),
     "lines lost": (lambda f: os.truncate(f / "checksums.tsv", first_line(f) + 1), None),
     "a temporary file": (lambda f: (f / ".x.npy.tmp").write_bytes(b"1"), {findings.TEMPORARY}),

@@ -222,7 +222,10 @@ def test_command_line(photos, tmp_path, capsys):
     damaged = tree(out)
     assert cli.main(["verify", str(out)]) == 3
     shown = capsys.readouterr().out
-    assert f"{files[3].name}: its SHA-256" in shown and f"{files[7].name}: it has a row" in shown
+    assert (
+        f"{files[3].name}: its content is not" in shown
+        and f"{files[7].name}: it has a row" in shown
+    )
     assert cli.main(["verify", str(out), "--json"]) == 3
     verdict = json.loads(capsys.readouterr().out)
     assert verdict["counts"] == {"damaged": 1, "missing": 1} and not verdict["sound"]
@@ -309,3 +312,30 @@ def test_exit_statuses(tmp_path, capsys):
     assert cli.main(["verify", str(tmp_path), "--dry-run"]) == 2
     assert cli.main(["verify", str(tmp_path), "--repair", "--quick"]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_volumes_are_repaired_by_their_command(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorstore", reason="tensorstore is not installed")
+    import test_volumes_job as job
+
+    def load(*_, **__):
+        engine = job.MapEngine()
+        engine.weights_id, engine.precision = "tiny", "fp32"
+        return engine
+
+    monkeypatch.setattr("fastembed.engines.load_engine", load)
+    job.make_sections(tmp_path / "sections")
+    command = ["volumes", "preprocess", "--datasets", str(tmp_path / "sections" / "datasets.yaml"),
+               "--organelles", "mito", "--base-resolution", "40", "--min-resolution-for-raw", "10",
+               "--output-image-dim", "12", "--min-unique-ids", "1", "--chunks", "3,6,6,6",
+               "--output-dir", str(tmp_path / "out")]  # fmt: skip
+    for index in ("0", "1-2"):
+        assert cli.main([*command, "--volume-index", index]) == 0
+    out = tmp_path / "out"
+    assert len(json.loads((out / RUNS).read_text())["commands"]) == 1
+    stored = job.stored(out)
+    first(out, "volume_000001_gt.zarr/*.*.*").unlink()
+    assert cli.main(["verify", str(out)]) == 3
+    assert cli.main(["verify", str(out), "--repair"]) == 0
+    assert "--volume-index 1" in capsys.readouterr().err
+    assert job.stored(out) == stored

@@ -259,7 +259,7 @@ class FileCache(ABC):
         found = checksum(content)
         if entry is not None and found != entry:
             return _Seen(file, size, fault=Fault(
-                DAMAGED, "its SHA-256 is not what it was when it was written"))  # fmt: skip
+                DAMAGED, "its content is not what was written"))  # fmt: skip
         try:
             return _Seen(file, size, found.digest, form=self.look(file, content, entry is not None))
         except ValueError as error:
