@@ -28,6 +28,7 @@ from fastembed import (
     Percentile,
     TensorCsv,
     Tsv,
+    cli,
     extract,
 )
 from fastembed.database import identifier
@@ -473,6 +474,32 @@ def test_loops_in_a_folder_of_images(tmp_path):
     (broken,) = [item for item in source.items() if item.path == "self.png"]
     with pytest.raises(OSError):
         source.read(broken)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--output-dir={other}"], ["--output-dir={folder}", "--report={other}"],
+        ["--output-dir={folder}", "--profile={other}"], ["--output-dir={folder}", "--overwrite"],
+    ],
+)  # fmt: skip
+def test_a_record_cannot_have_others_written(extra, plates, tmp_path, capsys):
+    """`verify --repair` gives recorded commands again; the record comes with the folder."""
+    plates.fill(2)
+    out, other = tmp_path / "out", tmp_path / "other"
+    command = ["multichannel", f"--manifest={plates.manifest}", "--model=dinov3:vits16",
+               "--weights=random", "--img-size=32"]  # fmt: skip
+    assert cli.main([*command, f"--output-dir={out}"]) == 0
+    path = out / "fastembed-runs.json"
+    record = json.loads(path.read_text())
+    words = [word.replace("{other}", str(other)) for word in extra]
+    record["commands"] = [{**record["commands"][0], "argv": [*command, *words]}]
+    path.write_text(json.dumps(record))
+    next(out.glob("emb_*.npy")).unlink()
+    capsys.readouterr()
+    assert cli.main(["verify", str(out), "--repair"]) == 1
+    assert "record" in capsys.readouterr().err
+    assert not other.exists()
 
 
 # Modes ------------------------------------------------------------------------------------------
