@@ -418,3 +418,20 @@ def test_too_many_clients_pass(database, connection, hasty):
     threading.Timer(0.3, first.close).start()
     with pytest.warns(UserWarning, match="too many connections for role"):
         assert Session(config).transact(lambda cursor: cursor.execute("SELECT 1"), "cannot") is None
+
+
+def test_a_text_id_that_the_table_cannot_hold_fails_alone(plates, tmp_path, database, connection):
+    """One bad row is a failure record, not the end of this run and of every other."""
+    from conftest import TinyEngine
+
+    from fastembed import MultiCrop, NpyPerSample, Percentile, TensorCsv, extract
+
+    plates.fill(3)
+    plates.add("big.npy", (plates.folder / "plate_000.npy").read_bytes(), text_id=2**31)
+    report = extract(
+        TensorCsv(plates.manifest), MultiCrop(Percentile(), n_crops=1), TinyEngine(),
+        NpyPerSample(tmp_path / "out"), Postgres(database, tmp_path / "out"),
+    )  # fmt: skip
+    assert (report.embedded, report.failed) == (3, 1)
+    assert "integer of 32 bits" in (tmp_path / "out" / "failures.jsonl").read_text()
+    assert len(rows(connection)) == 3

@@ -28,6 +28,7 @@ from fastembed import (
     Percentile,
     TensorCsv,
     Tsv,
+    cli,
     extract,
 )
 from fastembed.database import identifier
@@ -475,38 +476,61 @@ def test_loops_in_a_folder_of_images(tmp_path):
         source.read(broken)
 
 
+def test_a_record_cannot_have_others_written(plates, tmp_path, capsys):
+    """`verify --repair` gives recorded commands again; the record comes with the folder."""
+    plates.fill(1)
+    out, other = tmp_path / "out", tmp_path / "other"
+    command = ["multichannel", f"--manifest={plates.manifest}", "--model=dinov3:vits16",
+               "--weights=random", "--img-size=32"]  # fmt: skip
+    assert cli.main([*command, f"--output-dir={out}"]) == 0
+    path = out / "fastembed-runs.json"
+    record = json.loads(path.read_text())
+    next(out.glob("emb_*.npy")).unlink()
+    for words in (
+        [f"--output-dir={other}"], [f"--output-dir={out}", f"--report={other}"],
+        [f"--output-dir={out}", f"--profile={other}"], [f"--output-dir={out}", "--overwrite"],
+    ):  # fmt: skip
+        record["commands"] = [{**record["commands"][0], "argv": [*command, *words]}]
+        path.write_text(json.dumps(record))
+        capsys.readouterr()
+        assert cli.main(["verify", str(out), "--repair"]) == 1
+        assert "record" in capsys.readouterr().err
+        assert not other.exists()
+
+
 # Modes ------------------------------------------------------------------------------------------
 
 RUN = """
 import os, sys
-os.umask(int(sys.argv[1], 8))
 from pathlib import Path
 from conftest import TinyEngine
 from fastembed import *
-out = Path(sys.argv[3])
-report = extract(TensorCsv(sys.argv[2]), MultiCrop(Percentile(), n_crops=1), TinyEngine(),
-                 NpyPerSample(out), Tsv(out))
-report.save(out / "report.json")
 from fastembed.engines.runtimes.folder import _appearing
-with _appearing(out / "engine") as folder:
-    (folder / "fastembed.json").write_text("{}")
+for umask in sys.argv[2:]:
+    os.umask(int(umask, 8))
+    out = Path(umask)
+    report = extract(TensorCsv(sys.argv[1]), MultiCrop(Percentile(), n_crops=1), TinyEngine(),
+                     NpyPerSample(out), Tsv(out))
+    report.save(out / "report.json")
+    with _appearing(out / "engine") as folder:
+        (folder / "fastembed.json").write_text("{}")
 """
 
 
-@pytest.mark.parametrize("umask", [0o002, 0o077])
-def test_the_umask_is_obeyed(umask, plates, tmp_path):
+def test_the_umask_is_obeyed(plates, tmp_path):
     """Nothing is open to the world; what a group shares it can go on writing."""
     plates.fill(2)
-    out = tmp_path / "out"
     subprocess.run(
-        [sys.executable, "-c", RUN, f"{umask:o}", plates.manifest, out], check=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        [sys.executable, "-c", RUN, plates.manifest, "002", "077"], check=True, timeout=240,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}, cwd=tmp_path,
     )  # fmt: skip
-    paths = [out, *out.rglob("*")]
-    assert len(paths) > 6
-    for path in paths:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        assert mode == (0o777 if path.is_dir() else 0o666) & ~umask, f"{path}: {mode:o}"
+    for umask in ("002", "077"):
+        paths = [tmp_path / umask, *(tmp_path / umask).rglob("*")]
+        assert len(paths) > 6
+        for path in paths:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            allowed = (0o777 if path.is_dir() else 0o666) & ~int(umask, 8)
+            assert mode == allowed, f"{path}: {mode:o}"
 
 
 # Versions -----------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..database import DBConfig, database_error, get_db_connection, import_psycopg2
-from ..indexes import EMBEDDING_TABLE, ImageTsv, SegmentTsv, Tsv
+from ..database import DBConfig
+from ..indexes import ImageTsv, Postgres, SegmentTsv, Tsv
 
 Key = str | tuple[str, int]
 
@@ -72,28 +72,15 @@ def samples(folder: Path) -> FileCache:
 
 def samples_in(database: DBConfig, folder: Path) -> FileCache:
     """Of an index in a database, which holds no paths of tensors."""
-    prefix = f"{folder.resolve()}/"
-    psycopg2, connection = import_psycopg2(), get_db_connection(database)
+    index = Postgres(database, folder)
     try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(
-                f"SELECT embedding_path, text_id FROM {EMBEDDING_TABLE} "
-                'WHERE starts_with(embedding_path, %s) ORDER BY embedding_path COLLATE "C"',
-                (prefix,),
-            )
-            rows = cursor.fetchall()
-    except psycopg2.Error as error:
-        what = f"cannot read table {EMBEDDING_TABLE} of {database}"
-        raise database_error(what, error, database) from None
+        rows = index.rows()
     finally:
-        connection.close()
+        index.close()
     if not rows:
-        raise FileNotFoundError(
-            f"table {EMBEDDING_TABLE} of {database} has no embedding_path in {prefix}"
-        )
-    places = {Path(path).stem: (path.removeprefix(prefix), 0) for path, _ in rows}
-    columns = {"name": list(places), "text_id": [text for _, text in rows]}
-    return FileCache(folder, "npy", places, columns)
+        raise FileNotFoundError(f"{index} has no embedding_path in {index.prefix}")
+    places = {name: (f"{name}.npy", 0) for name in rows}
+    return FileCache(folder, "npy", places, {"name": list(rows), "text_id": list(rows.values())})
 
 
 def segments(folder: Path) -> FileCache:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 EXIT_FAILURES = 3
 
 # Of one run, or secret: not part of the command that `fastembed verify --repair` gives again.
-_NOT_RECORDED = frozenset((
+NOT_RECORDED = frozenset((
     "help", "shard", "limit", "overwrite", "strict", "allow_failures", "report", "profile",
-    "volume_index", "db_password",
+    "volume_index", "db_password", "db_retries",
 ))  # fmt: skip
 
 
@@ -283,7 +283,7 @@ def command_of(arguments: argparse.Namespace, folder: Path) -> Command:
     actions = []
     for action in arguments.parser._actions:
         value = getattr(arguments, action.dest, None)
-        if action.dest in _NOT_RECORDED:
+        if action.dest in NOT_RECORDED:
             continue
         if isinstance(value, Path) and value.resolve() == folder:
             # Also where it is the default: the folder may be moved.

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .options import Formatter, UsageError, add_database, database_of, positive
+from .options import (
+    NOT_RECORDED,
+    Formatter,
+    UsageError,
+    add_database,
+    database_of,
+    positive,
+)
+from .submit import OUTPUT_OPTIONS
 
 EXIT_FINDINGS = 3
 _SHOWN = 10  # findings of a kind
@@ -206,8 +214,22 @@ class _Again:
         # Its report would be in the way of a program that reads ours.
         with contextlib.chdir(command.cwd), contextlib.redirect_stdout(sys.stderr):
             arguments = _parse(words)
+            _check(arguments, self.folder)
             arguments.only = names
             arguments.run(arguments)
+
+
+def _check(arguments: argparse.Namespace, folder: Path) -> None:
+    """Raises ValueError where a record would have something written elsewhere: it comes with the
+    folder, and the folder may come from anyone."""
+    actions = arguments.parser._actions if hasattr(arguments, "parser") else ()
+    named = [getattr(arguments, action.dest) for action in actions if action.dest in OUTPUT_OPTIONS]
+    if {path.resolve() for path in named if isinstance(path, Path)} != {folder}:
+        raise ValueError(f"the record of {folder} has a command that does not write there")
+    for action in actions:
+        value = getattr(arguments, action.dest, action.default)
+        if action.dest in NOT_RECORDED - {"volume_index"} and value != action.default:
+            raise ValueError(f"{folder}: {action.option_strings[-1]} is nothing that we record")
 
 
 def _indices(names: Set[str]) -> str:

@@ -65,7 +65,17 @@ class Postgres:
         if not self._transact(self._is_there):
             self._transact(self._create)
         self._is_unique = self._transact(self._has_unique_index)
-        return self._transact(lambda cursor: set(self._names(cursor)))
+        return self._transact(lambda cursor: {name for name, _ in self._rows(cursor)})
+
+    def rows(self) -> dict[str, int | None]:
+        """text_id by name of the samples that are committed with a path in this folder, by path.
+        Creates no table."""
+
+        def rows(cursor) -> dict[str, int | None]:
+            return dict(self._rows(cursor)) if self._is_there(cursor) else {}
+
+        found = self._transact(rows)
+        return {name: found[name] for name in sorted(found, key=lambda name: f"{name}.npy")}
 
     def commit(self, items: Sequence[Item]) -> None:
         """Adds rows in one transaction: all committed when this returns. One whose path has a row
@@ -95,8 +105,8 @@ class Postgres:
         def any_row(cursor) -> bool:
             if not self._is_there(cursor):
                 return False
-            with closing(self._names(cursor)) as names:
-                return next(names, None) is not None
+            with closing(self._rows(cursor)) as rows:
+                return next(rows, None) is not None
 
         return self._transact(any_row)
 
@@ -138,18 +148,18 @@ class Postgres:
         )
         return cursor.fetchone()[0]
 
-    def _names(self, cursor) -> Iterator[str]:
-        with cursor.connection.cursor(name="fastembed_names") as rows:
+    def _rows(self, cursor) -> Iterator[tuple[str, int | None]]:
+        with cursor.connection.cursor(name="fastembed_rows") as rows:
             rows.itersize = 10_000
             self._execute(
                 rows,
-                "SELECT embedding_path FROM {table} WHERE starts_with(embedding_path, %s)",
+                "SELECT embedding_path, text_id FROM {table} WHERE starts_with(embedding_path, %s)",
                 (self.prefix,),
             )
-            for (path,) in rows:
+            for path, text_id in rows:
                 name = path.removeprefix(self.prefix)
                 if "/" not in name:  # what lies in a folder of this folder is another run's
-                    yield Path(name).stem
+                    yield Path(name).stem, text_id
 
     def _insert(self, cursor, rows: str) -> None:
         cursor.execute(

@@ -175,6 +175,9 @@ def tensor_item(tensor_path: str | None, text_id: str | int | None) -> Item:
         defect = "tensor_path contains a NUL character"
     try:
         number = int(text_id)
+        # What the index's column takes: there it would stop the run, and each run after it.
+        if not -(2**31) <= number < 2**31:
+            raise ValueError
     except (TypeError, ValueError):
-        defect = defect or f"text_id must be an integer; got {text_id!r}"
+        defect = defect or f"text_id must be an integer of 32 bits; got {text_id!r}"
     return Item(key, tensor_path or "", name, {"text_id": number}, defect)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
-from ..database import database_error, get_db_connection, import_psycopg2
 from ..indexes import Postgres, Tsv
 from .findings import OPEN, ROW, Verdict
 
@@ -94,24 +92,10 @@ def of_database(index: Postgres) -> set[str]:
     Raises:
         DatabaseError: the server cannot be reached or refuses.
     """
-    psycopg2 = import_psycopg2()
-    from psycopg2 import sql
-
-    table = sql.Identifier(*index.table.split("."))
-    query = sql.SQL("SELECT embedding_path FROM {} WHERE starts_with(embedding_path, %s)")
-    connection = get_db_connection(index.config)
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT to_regclass(%s)", (index.table,))
-            if cursor.fetchone()[0] is None:
-                return set()
-            cursor.execute(query.format(table), (index.prefix,))
-            return {Path(path).stem for (path,) in cursor}
-    except psycopg2.Error as error:
-        what = f"cannot read table {index.table} of {index.config}"
-        raise database_error(what, error, index.config) from None
+        return set(index.rows())
     finally:
-        connection.close()
+        index.close()
 
 
 def drop(index: Postgres, names: set[str]) -> None:
