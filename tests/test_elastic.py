@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -217,6 +218,34 @@ def test_a_task_that_kills_its_worker_is_given_up(folder, there):
     assert len(attempts(tasks, 2)) == 3
     assert cluster.missing(tasks) == (2,)
     assert "TERM_WORKERS: 3 workers died with this task" in tasks.failure(2)
+
+
+def test_a_worker_that_ends_in_good_time_hands_its_task_on(folder, scheduler, there):
+    """As one does before its job's time limit: the task stops politely, and is no failure."""
+    program = """
+if os.path.exists("first"): sys.exit(0)
+signal.signal(signal.SIGTERM, lambda *_: (open("clean", "w"), sys.exit(9)))
+open("first", "w").close(); time.sleep(60)
+"""
+    tasks = array(folder, program, [4])
+
+    def end_worker():
+        wait_for((folder / "first").exists, "the task")
+        with distributed.Client(scheduler, set_as_default=False) as client:
+            (busy,) = [worker for worker, keys in client.processing().items() if keys]
+            client.run(
+                lambda dask_worker: dask_worker.loop.add_callback(
+                    dask_worker.close_gracefully, restart=True
+                ),
+                workers=[busy],
+            )
+
+    thread = threading.Thread(target=end_worker)
+    thread.start()
+    failed = cluster.submit(tasks, Resources(), Elastic(there, retries=0)).failed
+    thread.join()
+    assert failed == {} and (folder / "clean").exists()
+    assert len(attempts(tasks, 4)) == 2 and cluster.missing(tasks) == ()
 
 
 DRIVER = """
