@@ -23,7 +23,7 @@ from slurm_cluster import wait_for
 
 from fastembed import cli, cluster
 from fastembed.cluster import INDEX, Elastic, Resources, TaskArray
-from fastembed.cluster.workers import gpus_of, place_of
+from fastembed.cluster.workers import connected, gpus_of, place_of
 
 distributed = pytest.importorskip("distributed", reason="distributed is not installed")
 if importlib.util.find_spec("dask_jobqueue") is None:
@@ -293,6 +293,20 @@ def test_a_driver_that_ends_ends_its_tasks(folder, there, number):
 
 
 # Clusters of our own
+
+
+def test_strangers_are_refused(folder):
+    """Who reaches a scheduler of Dask can have it run anything: ours asks for a certificate."""
+    with connected(
+        Elastic("local", 1), array(folder, "pass", [0]), Resources(), "probe_001"
+    ) as ours:
+        address = ours.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        other = distributed.Security.temporary()
+        for place, security in [(address.replace("tls", "tcp"), None), (address, other)]:
+            with pytest.raises(OSError):
+                distributed.Client(place, security=security, timeout="1s", set_as_default=False)
+        assert ours.client.scheduler_info()["workers"] == {}
 
 
 @pytest.mark.parametrize("form", ["npy", "zarr"])
