@@ -364,6 +364,18 @@ def below(pid: int) -> list[str]:
     return found
 
 
+def test_keys_are_private(folder, lsf):
+    """While the run lasts, and gone after it."""
+    program = (
+        "import glob; found = [os.path.dirname(p) for p in glob.glob('logs/scheduler/tls_*/key')]; "
+        "print([oct(os.stat(p).st_mode)[-3:] for p in found])"
+    )
+    tasks = array(folder, program, [1])
+    assert cluster.submit(tasks, Resources(), Elastic("lsf", workers=1)).failed == {}
+    assert tasks.log(1, "out").read_text() == "['700']\n"
+    assert not list(tasks.logs.rglob("tls_*"))
+
+
 def test_workers_of_lsf(folder, lsf):
     """What is documented of bsub, bkill and scripts by standard input: see fake_lsf.py."""
     tasks = array(folder, "print(os.environ['OMP_NUM_THREADS'], worker)", [3, 7])
