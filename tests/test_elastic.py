@@ -292,6 +292,24 @@ def test_a_driver_that_ends_ends_its_tasks(folder, there, number):
     assert cluster.submit(tasks, Resources(), Elastic(there)).failed == {}
 
 
+def test_a_scheduler_that_goes_away_is_told(folder):
+    tasks = array(folder, "open('begun', 'w').close(); time.sleep(60)", [1])
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None
+    ) as theirs:
+
+        def close():
+            wait_for((folder / "begun").exists, "the task", 60)
+            theirs.close()
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        with pytest.raises(OSError, match=r"the Dask scheduler .* dropped the shards"):
+            cluster.submit(tasks, Resources(), Elastic(theirs.scheduler_address))
+        thread.join()
+    wait_for(lambda: not cluster.active(tasks) and cluster.missing(tasks) == (1,), "its end")
+
+
 # Clusters of our own
 
 
