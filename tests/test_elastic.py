@@ -313,6 +313,25 @@ def test_a_scheduler_that_goes_away_is_told(folder):
 # Clusters of our own
 
 
+def test_the_terminals_interrupt_ends_tasks_politely(folder):
+    """It reaches the workers as well as the driver: they are of its group of processes."""
+    program = (
+        "signal.signal(signal.SIGTERM, lambda *a: (open('clean', 'w'), sys.exit(9)))\n"
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    tasks = array(folder, program, [5])
+    driver = DRIVER.replace("[5, 6, 7]", "[5]").replace("sys.argv[4]", "'local', 1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver, str(Path(__file__).parent), str(folder), program],
+        start_new_session=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out = tasks.log(5, "out")
+    wait_for(lambda: out.exists() and out.read_text(), "the task", 100)
+    os.killpg(process.pid, signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=100)[1]
+    assert (folder / "clean").exists() and tasks.status(5).state == 9
+
+
 def test_strangers_are_refused(folder):
     """Who reaches a scheduler of Dask can have it run anything: ours asks for a certificate."""
     with connected(
