@@ -27,7 +27,7 @@ if not torch.cuda.is_available():
 # A verdict or an engine that an earlier run left behind would stand for this one's.
 os.environ["FASTEMBED_CACHE"] = tempfile.mkdtemp(prefix="fastembed-cache-")
 
-from fastembed import dispatch
+from fastembed import commands, dispatch
 from fastembed.database import embedded, get_db_connection
 from fastembed.engines import InputContract, Resize
 from fastembed.testing import microscopy
@@ -181,11 +181,13 @@ def fault_server(tmp_path_factory):
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:
-    """All that is in a folder but locks: content, or target of a link."""
+    """All that is in a folder but locks and its own name: content, or target of a link."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if (path.is_symlink() or path.is_file()) and not path.name.endswith(".lock")
+        if (path.is_symlink() or path.is_file())
+        and not path.name.endswith(".lock")
+        and path.name != commands.FILE_NAME
     }
 
 

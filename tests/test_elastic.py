@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from slurm_cluster import wait_for
 
 from fastembed import cli, cluster
 from fastembed.cluster import INDEX, Elastic, Resources, TaskArray
-from fastembed.cluster.workers import gpus_of, place_of
+from fastembed.cluster.workers import connected, gpus_of, place_of
 
 distributed = pytest.importorskip("distributed", reason="distributed is not installed")
 if importlib.util.find_spec("dask_jobqueue") is None:
@@ -219,6 +220,34 @@ def test_a_task_that_kills_its_worker_is_given_up(folder, there):
     assert "TERM_WORKERS: 3 workers died with this task" in tasks.failure(2)
 
 
+def test_a_worker_that_ends_in_good_time_hands_its_task_on(folder, scheduler, there):
+    """As one does before its job's time limit: the task stops politely, and is no failure."""
+    program = """
+if os.path.exists("first"): sys.exit(0)
+signal.signal(signal.SIGTERM, lambda *_: (open("clean", "w"), sys.exit(9)))
+open("first", "w").close(); time.sleep(60)
+"""
+    tasks = array(folder, program, [4])
+
+    def end_worker():
+        wait_for((folder / "first").exists, "the task")
+        with distributed.Client(scheduler, set_as_default=False) as client:
+            (busy,) = [worker for worker, keys in client.processing().items() if keys]
+            client.run(
+                lambda dask_worker: dask_worker.loop.add_callback(
+                    dask_worker.close_gracefully, restart=True
+                ),
+                workers=[busy],
+            )
+
+    thread = threading.Thread(target=end_worker)
+    thread.start()
+    failed = cluster.submit(tasks, Resources(), Elastic(there, retries=0)).failed
+    thread.join()
+    assert failed == {} and (folder / "clean").exists()
+    assert len(attempts(tasks, 4)) == 2 and cluster.missing(tasks) == ()
+
+
 DRIVER = """
 import sys
 sys.path[:0] = [sys.argv[1]]
@@ -263,7 +292,58 @@ def test_a_driver_that_ends_ends_its_tasks(folder, there, number):
     assert cluster.submit(tasks, Resources(), Elastic(there)).failed == {}
 
 
+def test_a_scheduler_that_goes_away_is_told(folder):
+    tasks = array(folder, "open('begun', 'w').close(); time.sleep(60)", [1])
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, memory_limit=0, dashboard_address=None
+    ) as theirs:
+
+        def close():
+            wait_for((folder / "begun").exists, "the task", 60)
+            theirs.close()
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        with pytest.raises(OSError, match=r"the Dask scheduler .* dropped the shards"):
+            cluster.submit(tasks, Resources(), Elastic(theirs.scheduler_address))
+        thread.join()
+    wait_for(lambda: not cluster.active(tasks) and cluster.missing(tasks) == (1,), "its end")
+
+
 # Clusters of our own
+
+
+def test_the_terminals_interrupt_ends_tasks_politely(folder):
+    """It reaches the workers as well as the driver: they are of its group of processes."""
+    program = (
+        "signal.signal(signal.SIGTERM, lambda *a: (open('clean', 'w'), sys.exit(9)))\n"
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    tasks = array(folder, program, [5])
+    driver = DRIVER.replace("[5, 6, 7]", "[5]").replace("sys.argv[4]", "'local', 1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver, str(Path(__file__).parent), str(folder), program],
+        start_new_session=True, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out = tasks.log(5, "out")
+    wait_for(lambda: out.exists() and out.read_text(), "the task", 100)
+    os.killpg(process.pid, signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=100)[1]
+    assert (folder / "clean").exists() and tasks.status(5).state == 9
+
+
+def test_strangers_are_refused(folder):
+    """Who reaches a scheduler of Dask can have it run anything: ours asks for a certificate."""
+    with connected(
+        Elastic("local", 1), array(folder, "pass", [0]), Resources(), "probe_001"
+    ) as ours:
+        address = ours.client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        other = distributed.Security.temporary()
+        for place, security in [(address.replace("tls", "tcp"), None), (address, other)]:
+            with pytest.raises(OSError):
+                distributed.Client(place, security=security, timeout="1s", set_as_default=False)
+        assert ours.client.scheduler_info()["workers"] == {}
 
 
 @pytest.mark.parametrize("form", ["npy", "zarr"])
@@ -319,6 +399,18 @@ def below(pid: int) -> list[str]:
             found.append(Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode())
         found += below(child)
     return found
+
+
+def test_keys_are_private(folder, lsf):
+    """While the run lasts, and gone after it."""
+    program = (
+        "import glob; found = [os.path.dirname(p) for p in glob.glob('logs/scheduler/tls_*/key')]; "
+        "print([oct(os.stat(p).st_mode)[-3:] for p in found])"
+    )
+    tasks = array(folder, program, [1])
+    assert cluster.submit(tasks, Resources(), Elastic("lsf", workers=1)).failed == {}
+    assert tasks.log(1, "out").read_text() == "['700']\n"
+    assert not list(tasks.logs.rglob("tls_*"))
 
 
 def test_workers_of_lsf(folder, lsf):

@@ -52,7 +52,8 @@ def run(job: Job, number: int, lock: str, log: str) -> int | None:
     """Runs a task to its end; returns its exit status, None if too many workers died with it.
 
     Ends the command early, with time to clean up, when the task is cancelled, when whoever wants
-    it is gone, and when the worker itself is about to end.
+    it is gone, and when the worker itself is about to end (`distributed.Reschedule` then has the
+    task start again elsewhere; that attempt counts for nothing).
 
     Args:
         number: of the task, from 1.
@@ -62,7 +63,7 @@ def run(job: Job, number: int, lock: str, log: str) -> int | None:
     Raises:
         OSError: a file is not there or cannot be written; the lock was not free in time.
     """
-    from distributed import get_worker
+    from distributed import Reschedule, get_worker
     from distributed.core import Status
 
     worker = get_worker()
@@ -86,6 +87,8 @@ def run(job: Job, number: int, lock: str, log: str) -> int | None:
         status = _attend(job, number, held.fileno(), stream, wanted)
         _say(stream, f"{_ENDED} with status {status}")
         worker.log_event(job.topic, event | {"running": False})
+        if status and worker.status != Status.running:
+            raise Reschedule
         return status
 
 

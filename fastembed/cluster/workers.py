@@ -20,14 +20,10 @@ from .resources import Resources
 from .schedulers import SCHEDULERS, submit_job
 from .tasks import TaskArray, last_error
 
-# What each place can give a shard. Elsewhere than on Slurm and LSF the workers are there already,
-# or are processes of this machine, with nothing to hold them to.
-_CAN = {
-    "slurm": {"processors", "memory_gb", "walltime", "queue", "gpus", "project", "options"},
-    "lsf": {"processors", "memory_gb", "walltime", "queue", "gpus", "project", "options"},
-    "local": {"processors"},
-    "dask": {"processors", "gpus"},
-}
+_ASKED = ("memory_gb", "walltime", "queue", "gpus", "project", "options")
+# What of it each place can give. Elsewhere than on Slurm and LSF the workers are there already, or
+# are processes of this machine, with nothing to hold them to.
+_CAN = {"slurm": _ASKED, "lsf": _ASKED, "local": (), "dask": ("gpus",)}
 _WHY = {
     "local": "--cluster local has none to give; --scheduler local shares out memory, time and GPUs",
     "dask": "its workers are there already, with what they were started with",
@@ -90,10 +86,9 @@ class Elastic:
         Raises:
             ValueError: names what it is.
         """
-        plain = Resources()
-        for name in ("memory_gb", "walltime", "queue", "gpus", "project", "options"):
+        for name in _ASKED:
             value = getattr(resources, name)
-            if value and value != getattr(plain, name) and name not in _CAN[self.place]:
+            if value and name not in _CAN[self.place]:
                 raise ValueError(f"{name}: {_WHY[self.place]}; got {value!r}")
         if self.place == "dask" and resources.gpus and not str(resources.gpus).isdigit():
             raise ValueError(f"gpus must be a number for Dask's GPU resource; got {resources.gpus}")
