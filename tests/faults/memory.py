@@ -7,7 +7,7 @@ The samples are [5, 8, 8] tensors that a source makes from their keys; with --fi
 from real .npy files. All else is the multichannel job's own, but for an engine that is small. What
 may grow is what a run must remember of each sample: its names. Prints samples and memory, and the
 slope by least squares after the first third; exits with 1 where it is above BOUND. --trace names
-the lines that hold the most memory at the end (and takes memory itself).
+the lines that hold the most memory near the end (and takes memory itself).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -59,6 +59,9 @@ class Made:
         return torch.from_numpy(pixels(item.key))
 
 
+held: list[tracemalloc.Statistic] = []  # near the end of a run that is traced
+
+
 def pixels(key: str) -> np.ndarray:
     stretched = hashlib.shake_128(key.encode()).digest(int(np.prod(SHAPE)))
     return np.frombuffer(stretched, np.uint8).reshape(SHAPE).copy()
@@ -86,8 +89,24 @@ def resident() -> float:
     return int(sizes["RssAnon"].split()[0]) / 1024
 
 
-def measure(count: int, form: str, source, out: Path) -> list[tuple[float, int, float]]:
-    """Seconds, samples done and MB, now and then during a run."""
+def traced() -> float:
+    """MB that Python and NumPy hold, while tracemalloc is on."""
+    return tracemalloc.get_traced_memory()[0] / 2**20
+
+
+Reading = tuple[float, int, float]
+"""Seconds, samples done, MB."""
+
+
+def measure(
+    count: int,
+    form: str,
+    source,
+    out: Path,
+    size: Callable[[], float] = resident,
+    engine: TinyEngine | None = None,
+) -> list[Reading]:
+    """Readings of `size`, now and then during a run."""
     if form == "zarr":
         from fastembed.store import Parquet, Zarr
 
@@ -95,13 +114,16 @@ def measure(count: int, form: str, source, out: Path) -> list[tuple[float, int, 
         index = Parquet(sink)
     else:
         sink, index = NpyPerSample(out), Tsv(out)
+    engine = engine or TinyEngine(batch_size=64, size=8)
     start, seen = time.perf_counter(), []
 
     def progress(report, total: int) -> None:
-        seen.append((time.perf_counter() - start, report.embedded, resident()))
+        seen.append((time.perf_counter() - start, report.embedded, size()))
+        if tracemalloc.is_tracing() and report.embedded >= 0.9 * count and not held:
+            held.extend(tracemalloc.take_snapshot().statistics("lineno")[:12])
 
     report = extract(
-        source, MultiCrop(Percentile(), n_crops=1), TinyEngine(batch_size=64, size=8), sink, index,
+        source, MultiCrop(Percentile(), n_crops=1), engine, sink, index,
         workers=2, slots=3, progress=progress,
     )  # fmt: skip
     if (report.embedded, report.failed) != (count, 0):
@@ -109,7 +131,7 @@ def measure(count: int, form: str, source, out: Path) -> list[tuple[float, int, 
     return seen
 
 
-def slope(seen: list[tuple[float, int, float]], count: int) -> float:
+def slope(seen: list[Reading], count: int) -> float:
     """MB per 1,000 samples after the first third, by least squares."""
     later = [(done, size) for _, done, size in seen if count / 3 <= done]
     if len(later) < 5:
@@ -134,9 +156,8 @@ def main() -> int:
         if arguments.trace:
             tracemalloc.start()
         seen = measure(count, arguments.format, source, place / "out")
-        if arguments.trace:
-            for line in tracemalloc.take_snapshot().statistics("lineno")[:12]:
-                print(f"{line.size / 2**20:8.1f} MB {line.count:>8} blocks  {line.traceback}")
+        for line in held:
+            print(f"{line.size / 2**20:8.2f} MB {line.count:>8} blocks  {line.traceback}")
     for seconds, done, size in seen[:: max(1, len(seen) // 10)]:
         print(f"{seconds:8.1f} s {done:>9,} samples {size:9.1f} MB")
     if arguments.csv:
