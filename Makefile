@@ -34,7 +34,7 @@ memory: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*
+	$(BIN)/clang-format --dry-run --Werror csrc/* tests/faults/*.c
 
 # The versions that `make test` just ran with. CI installs these: PIP_CONSTRAINT=requirements-ci.lock
 lock: $(VENV)/installed

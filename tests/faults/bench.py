@@ -253,9 +253,12 @@ class Bench:
         draw, out, history = random.Random(seed), self.new_output(), []
         with self._told(f"hiccups, seed {seed}", history):
             calls = "open,create,read,write,sync"
-            faults = [Fault(self.data, "error", calls, "EINTR", probability=0.15, seed=seed)]
+            faults = []
             if not self.job.tensorstore:  # which takes an interrupted call for an error
-                faults.append(Fault(out, "error", calls, "EINTR", probability=0.15, seed=seed))
+                faults = [
+                    Fault(folder, "error", calls, "EINTR", probability=0.15, seed=seed)
+                    for folder in (self.data, out)
+                ]
             for folder in (self.data, out):
                 wait = draw.choice((1, 5))
                 faults += [

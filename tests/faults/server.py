@@ -84,7 +84,7 @@ class _Child:
             if self.ends_within(moment):
                 break
             os.kill(self._process, number)
-        timed_out = not self.ends_within(self.request.get("timeout", 60.0))
+        timed_out = not self.ends_within(self.request.get("timeout", 120.0))
         if timed_out:
             os.kill(self._process, signal.SIGABRT)  # faulthandler says where it hangs
             if not self.ends_within(time.perf_counter() - self._start + 5):
