@@ -65,7 +65,7 @@ def scheduler():
 def there(scheduler):
     """Its address, once both workers are back from what the test before did to them."""
     with distributed.Client(scheduler) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=120)
     return scheduler.scheduler_address.replace("tcp://", "dask://")
 
 
@@ -220,7 +220,7 @@ def test_a_task_that_kills_its_worker_is_given_up(folder, there):
     assert "TERM_WORKERS: 3 workers died with this task" in tasks.failure(2)
 
 
-def test_a_worker_that_ends_in_good_time_hands_its_task_on(folder, scheduler, there):
+def test_a_worker_that_ends_in_good_time_hands_its_task_on(folder):
     """As one does before its job's time limit: the task stops politely, and is no failure."""
     program = """
 if os.path.exists("first"): sys.exit(0)
@@ -229,21 +229,24 @@ open("first", "w").close(); time.sleep(60)
 """
     tasks = array(folder, program, [4])
 
-    def end_worker():
-        wait_for((folder / "first").exists, "the task")
-        with distributed.Client(scheduler, set_as_default=False) as client:
-            (busy,) = [worker for worker, keys in client.processing().items() if keys]
-            client.run(
-                lambda dask_worker: dask_worker.loop.add_callback(
-                    dask_worker.close_gracefully, restart=True
-                ),
-                workers=[busy],
-            )
+    def end_worker(client):
+        wait_for((folder / "first").exists, "the task", 60)
+        (busy,) = [worker for worker, keys in client.processing().items() if keys]
+        client.run(
+            lambda dask_worker: dask_worker.loop.add_callback(dask_worker.close_gracefully),
+            workers=[busy],
+        )
 
-    thread = threading.Thread(target=end_worker)
-    thread.start()
-    failed = cluster.submit(tasks, Resources(), Elastic(there, retries=0)).failed
-    thread.join()
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None
+        ) as theirs,
+        distributed.Client(theirs) as client,
+    ):
+        thread = threading.Thread(target=end_worker, args=(client,))
+        thread.start()
+        failed = cluster.submit(tasks, Resources(), Elastic(client, retries=0)).failed
+        thread.join()
     assert failed == {} and (folder / "clean").exists()
     assert len(attempts(tasks, 4)) == 2 and cluster.missing(tasks) == ()
 
