@@ -26,6 +26,7 @@ from ..commands import Command
 from ..ops import label_statistics
 from ..pipeline.interrupts import Interrupts
 from ..runlock import RunLock
+from ..staging import no_link
 from .images import as_mask, check_same_shape, read_plane
 from .tile_store import FAILURES, TABLE, TileStore, as_item, label_of
 from .tiles import Naming, Tile, find_tiles
@@ -326,7 +327,7 @@ def _ahead(
 def _fail(report: InferReport, tile: Tile, error: Exception) -> None:
     report.failed += 1
     record = {"key": tile.key, "path": str(tile.dapi), "reason": _reason(error)}
-    with open(report.failures_file, "a", encoding="utf-8") as stream:
+    with open(report.failures_file, "a", encoding="utf-8", opener=no_link) as stream:
         stream.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

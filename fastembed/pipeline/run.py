@@ -38,6 +38,7 @@ from ..nouns import Index, Inputs, Recipe, Result, Sink, Source, Waiting
 from ..npy import PixelBuffer
 from ..records import Item
 from ..report import Report
+from ..staging import no_link
 from .backlog import Backlog
 from .clock import Busy, Clock
 from .ring import Aborted, Ring, Segment, Slot
@@ -340,7 +341,7 @@ class Run:
         record = {"key": item.key, "path": item.path, **item.fields, "reason": _reason(error, item)}
         with self._lock:
             self.report.failed += 1
-            with open(self.report.failures_file, "a", encoding="utf-8") as stream:
+            with open(self.report.failures_file, "a", encoding="utf-8", opener=no_link) as stream:
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         if self.strict:
             self._stop(SampleFailed(f"{item.path}: {record['reason']}"))
