@@ -19,10 +19,13 @@ demo: $(VENV)/installed
 test: $(VENV)/installed lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# Ten minutes of kills and faults at random moments; FASTEMBED_TORTURE_SECONDS and _SEED choose.
+# The tests of faults, ten minutes of kills and faults at random moments, and memory over 100,000
+# samples; FASTEMBED_TORTURE_SECONDS and FASTEMBED_TORTURE_SEED choose.
 torture: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults --quiet
 	$(BIN)/python tests/faults/torture.py
+	$(BIN)/python tests/faults/memory.py --format npy
+	$(BIN)/python tests/faults/memory.py --format zarr
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-columns=median --quiet

@@ -150,7 +150,9 @@ class FileCache(ABC):
         """The output of each file that must be there."""
         if self._rows_known:
             return {file: name for name in rows for file in self.files_of(name, listed.sums)}
-        owners = {file: self.owner_of(file, there, listed.sums) for file in {*there, *listed.sums}}
+        # A run that was stopped leaves checksums of files that never got their names.
+        files = {*there, *listed.sums} if listed.seal == "sealed" else there
+        owners = {file: self.owner_of(file, there, listed.sums) for file in files}
         return {file: name for file, name in owners.items() if name is not None}
 
     def _list(self) -> set[str]:
