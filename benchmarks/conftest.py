@@ -177,7 +177,7 @@ def _rows(benchmarks) -> list[dict]:
             "group": "copy probe", "contender": names[device],
             "p50_ms": round(2 * 64 * 2**20 / copy / 1e6, 4),
             "bytes": 2 * 64 * 2**20, "gb_per_s": round(copy, 1), "percent_of_copy": 100,
-            **_machine(),
+            **machine(),
         }
         for device, copy in copies.items()
     ]  # fmt: skip
@@ -204,13 +204,13 @@ def _rows(benchmarks) -> list[dict]:
                 "engine_busy_percent": round(100 * info["busy"], 1) if "busy" in info else "",
                 "ratio": round(baseline / p50, 2) if baseline else "",
                 "threads": info["threads"],
-                **_machine(),
+                **machine(),
             }
         )
     return rows
 
 
-def _machine() -> dict:
+def machine() -> dict:
     import numba
 
     if torch.cuda.is_available():

@@ -478,7 +478,7 @@ def test_a_small_network_learns_real_nuclei(tmp_path, real_data):
     trained = train(network, examples, examples[:1], tmp_path / "run", "net", settings)
     network = load_network(trained.last, precision="fp32")
     after = evaluate(Predictor(network), examples, loose)["overall"]["ap50"]
-    assert before < 0.02 and after > 0.2, (before, after)
+    assert before < 0.02 and after > 0.1, (before, after)
 
 
 @pytest.mark.timeout(600)

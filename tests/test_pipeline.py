@@ -121,6 +121,16 @@ def test_a_row_that_a_killed_shard_left_torn_swallows_none(plates, tmp_path):
     assert Tsv(tmp_path).open() == {item.name for item in items[:4]}
 
 
+@pytest.mark.parametrize("damage", [b"one column\n", b"\xff\xfe.npy\t0\tx\n"])
+def test_a_damaged_index_is_told_and_how_to_mend_it(plates, tmp_path, damage):
+    plates.fill(2)
+    run(plates, tmp_path / "out")
+    index = tmp_path / "out" / "image_embeddings.tsv"
+    index.write_bytes(index.read_bytes() + damage)
+    with pytest.raises(ValueError, match=r"image_embeddings\.tsv is damaged .* --repair"):
+        run(plates, tmp_path / "out")
+
+
 def test_union_of_shards_is_the_bytes_of_one_run(plates, tmp_path):
     plates.fill(20)
     run(plates, tmp_path / "one")

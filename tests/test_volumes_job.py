@@ -749,7 +749,7 @@ def test_preprocess_submit_and_check_here(sections, tmp_path, capfd):
     assert main([*submit, "--dry-run"]) == 0
     planned = capfd.readouterr().out
     assert "volumes preprocess" in planned and "--organelles mito" in planned
-    assert "--chunks 128,8,8,8" in planned and not out.exists()
+    assert "--chunks=128,8,8,8" in planned and not out.exists()
     assert main(submit) == 0, capfd.readouterr().err
     assert main(["volumes", "check", "--output-dir", str(out), "--verify"]) == 0
     assert (out / "logs/volume_000001.out").exists() and (out / "logs/volume_000001.err").exists()

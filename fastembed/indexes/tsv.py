@@ -83,8 +83,21 @@ class Tsv:
         return Path(row[self.path_column]).stem
 
     def _rows(self) -> list[list[str]]:
-        with self.path.open(encoding="utf-8", newline="") as stream:
-            return list(csv.reader(stream, dialect="excel-tab"))[1:]
+        try:
+            with self.path.open(encoding="utf-8", newline="") as stream:
+                rows = list(csv.reader(stream, dialect="excel-tab"))[1:]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise self._damaged(str(error)) from error
+        for row in rows:
+            if len(row) != len(self.columns):
+                raise self._damaged(f"a row has {len(row)} of {len(self.columns)} columns: {row}")
+        return rows
+
+    def _damaged(self, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.path} is damaged ({reason}); `fastembed verify {self.path.parent} --repair` "
+            "takes out what is broken and makes it again"
+        )
 
     def _replace(self, rows: Sequence[Sequence[str]]) -> None:
         temporary = self.path.with_name(f".{self.path.name}.tmp")

@@ -150,9 +150,9 @@ class FileCache(ABC):
         """The output of each file that must be there."""
         if self._rows_known:
             return {file: name for name in rows for file in self.files_of(name, listed.sums)}
-        # A run that was stopped leaves checksums of files that never got their names.
-        files = {*there, *listed.sums} if listed.seal == "sealed" else there
-        owners = {file: self.owner_of(file, there, listed.sums) for file in files}
+        # A run that was stopped leaves checksums of files that never got their names, and another
+        # that ends after it may have sealed them: they do not say what must be there.
+        owners = {file: self.owner_of(file, there, listed.sums) for file in there}
         return {file: name for file, name in owners.items() if name is not None}
 
     def _list(self) -> set[str]:
@@ -182,7 +182,8 @@ class FileCache(ABC):
                 verdict.foreign += 1
         for file in sorted(listed.sums.keys() - there - expected.keys()):
             name = self.owner_of(file, there, listed.sums)
-            verdict.add(STRAY, file, "a checksum without a file and a row", [name] if name else [])
+            reason = "a checksum without a file" + (" and a row" if self._rows_known else "")
+            verdict.add(STRAY, file, reason, [name] if name else [])
         self._tell_list(verdict, listed)
 
         lost = isinstance(self.index, Tsv) and not self.index.path.exists()
