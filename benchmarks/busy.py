@@ -1,11 +1,11 @@
 """Is the engine ever idle? Runs three real commands with a ViT-B and asks their reports.
 
-python benchmarks/busy.py [--samples 128] [--device cpu] [--name NAME]
+python benchmarks/busy.py [--samples 128] [--device cpu] --name MACHINE
 
 `multichannel` (five channels of 1080 x 1080, four crops), `panoptic` and `maps` (photos in COCO's
 sizes) on generated data, with random weights and at their defaults, each in a process of its own.
-Writes results/jobs/NAME-busy.csv. Exits with 1 where the engine computed for less than BOUND of the
-time from its first batch to its last.
+Writes results/jobs/MACHINE-busy.csv. Exits with 1 where the engine computed for less than BOUND of
+the time from its first batch to its last.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=128, help="per job; default 128")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--name", default="cpu-xeon-amx", help="of the CSV: the machine")
+    parser.add_argument("--name", required=True, help="of the CSV: the machine")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fastembed-busy-") as scratch:
         rows = [
