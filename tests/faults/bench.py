@@ -191,7 +191,8 @@ class Bench:
                     self._expect(ending, DONE)
                     self.check_complete(out)
                     shutil.rmtree(out)
-                    committed = {}
+                    # Another folder: a database still has the rows of this one.
+                    out, committed = self.new_output(), {}
                     continue
                 self.counts.resumes += 1
             self.finish(out)
