@@ -44,7 +44,7 @@ lock: $(VENV)/installed
 	{ head -n 2 requirements-ci.lock; $(BIN)/pip freeze --all --exclude-editable; } >$(VENV)/lock
 	mv $(VENV)/lock requirements-ci.lock
 
-# Known vulnerabilities of the locked versions. Asks pypi.org; --strict: what cannot be asked fails.
+# Known vulnerabilities of the locked versions. Asks PyPI; --strict: what cannot be asked fails.
 audit:
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/pip install --quiet pip-audit

@@ -474,11 +474,11 @@ def test_a_small_network_learns_real_nuclei(tmp_path, real_data):
     network = tiny_model(tmp_path, 1, Architecture(2, 128, 1, 256, 64)).load()
     loose = Thresholds(flow=0.0)
     before = evaluate(Predictor(network), examples, loose)["overall"]["ap50"]
-    settings = TrainSettings(epochs=60, learning_rate=2e-3, scale_range=0.0, min_train_masks=1)
+    settings = TrainSettings(epochs=90, learning_rate=2e-3, scale_range=0.0, min_train_masks=1)
     trained = train(network, examples, examples[:1], tmp_path / "run", "net", settings)
     network = load_network(trained.last, precision="fp32")
     after = evaluate(Predictor(network), examples, loose)["overall"]["ap50"]
-    assert before < 0.02 and after > 0.1, (before, after)
+    assert before < 0.02 and after > 0.2, (before, after)
 
 
 @pytest.mark.timeout(600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +27,7 @@ VECTORS = "embedding"  # the column of vectors, where they stand in the table
 Key = str | tuple[str, int]
 
 
-class _TableCache:
+class _TableCache(ABC):
     """Keys and columns of a table, one row per vector, in the vectors' order."""
 
     form: ClassVar[str]
@@ -35,8 +36,9 @@ class _TableCache:
         self._path = path
         self._connect()
 
+    @abstractmethod
     def _connect(self) -> None:
-        raise NotImplementedError
+        """Opens index and vectors."""
 
     # Maps and readers are opened anew in another process.
     def __getstate__(self) -> Path:
@@ -48,8 +50,9 @@ class _TableCache:
     def __len__(self) -> int:
         return self._index.metadata.num_rows
 
+    @abstractmethod
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """The vectors of these rows [n]: [n, D]."""
 
     def block(self, start: int, stop: int) -> np.ndarray:
         return self.rows(np.arange(start, stop))
